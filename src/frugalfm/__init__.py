@@ -1,0 +1,25 @@
+"""FrugalFM: biological foundation models at a fraction of the data, compute and memory.
+
+Every verb of the command line is a function here: ``frugalfm.score(...)`` is ``frugalfm score``.
+Importing the package is light; from then on, transformers knows FrugalFM's attentions.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+VERBS = ("build",)
+
+if TYPE_CHECKING:
+    from frugalfm.verbs.build import build as build
+
+__all__ = [*VERBS, "VERBS", "__version__"]  # noqa: PLE0604 - VERBS are names
+
+
+def __getattr__(name: str) -> Any:
+    if name in VERBS:
+        return getattr(importlib.import_module(f"frugalfm.verbs.{name}"), name)
+    raise AttributeError(f"module 'frugalfm' has no attribute {name!r}")

@@ -1,0 +1,7 @@
+"""``python -m frugalfm`` is the ``frugalfm`` command."""
+
+import sys
+
+from frugalfm.cli import main
+
+sys.exit(main())

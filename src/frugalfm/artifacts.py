@@ -1,0 +1,285 @@
+"""The one way anything is written: a staging folder, fsync, a rename, and a manifest.
+
+A stage works in ``.NAME.partial`` beside its destination. A killed stage leaves that folder
+behind, and the same call made again finds it and continues; a call with other settings starts
+afresh. Only :meth:`Stage.commit` makes the destination appear, all at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from frugalfm.errors import FrugalError, InputError
+
+__all__ = ["Stage", "fingerprint", "open_stage", "read_manifest", "write_atomically", "write_json"]
+
+MANIFEST = "manifest.json"
+_PLAN = ".plan.json"
+_RECORDED_LIBRARIES = ("torch", "transformers", "numpy", "pyarrow", "duckdb", "scikit-learn")
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success flush it to disk and rename it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open(mode) as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with write_atomically(path) as handle:
+        json.dump(content, handle, indent=1)
+        handle.write("\n")
+
+
+def read_manifest(folder: Path, kind: str | tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Read an artifact's manifest and check that its files are whole.
+
+    Parameters
+    ----------
+    folder
+        The artifact.
+    kind
+        Accepted kind or kinds; any when None.
+
+    Returns
+    -------
+    dict
+        ``kind, frugalfm, created, config, inputs, versions, files, summary``.
+
+    Raises
+    ------
+    InputError
+        No such folder, no manifest, another kind, or a file that is missing or of another size
+        than recorded.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    kinds = (kind,) if isinstance(kind, str) else kind
+    wanted = f" ({' or '.join(kinds)})" if kinds else ""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; an artifact{wanted} is needed here")
+    if not path.is_file():
+        raise InputError(f"{folder}: holds no {MANIFEST}, so it is not a finished artifact{wanted}")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        files, found = manifest["files"], manifest["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); make the artifact again") from None
+    if kinds and found not in kinds:
+        raise InputError(f"{folder}: is an artifact of kind {found!r}, not{wanted}")
+    for name, entry in files.items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != entry["bytes"]:
+            state = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+            raise InputError(f"{file}: {state}; the artifact is damaged, make it again")
+    return manifest
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 that identifies the content of a file, an artifact or any other folder.
+
+    An artifact is identified by the hashes in its manifest, so that nothing is read again.
+    """
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    if (path / MANIFEST).is_file():
+        files = {name: entry["sha256"] for name, entry in read_manifest(path)["files"].items()}
+    elif path.is_dir():
+        files = {
+            file.relative_to(path).as_posix(): fingerprint(file)
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        }
+    else:
+        raise InputError(f"{path}: no such file or folder")
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Stage:
+    """One artifact in the making.
+
+    Attributes
+    ----------
+    out
+        Where the artifact will be.
+    work
+        The staging folder to write into; survives a kill.
+    done
+        The same artifact is already there and whole: skip the work.
+    resumed
+        `work` holds what an interrupted run of the same call left.
+    """
+
+    out: Path
+    work: Path
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    done: bool = False
+    resumed: bool = False
+    _lock: IO[Any] | None = field(default=None, repr=False)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The summary that the finished artifact was committed with."""
+        found: dict[str, Any] = read_manifest(self.out, self.kind)["summary"]
+        return found
+
+    def commit(self, summary: Mapping[str, Any]) -> Path:
+        """Flush everything, write the manifest, and rename the staging folder into place."""
+        (self.work / _PLAN).unlink(missing_ok=True)
+        files = {}
+        for file in sorted(p for p in self.work.rglob("*") if p.is_file()):
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                os.fsync(handle.fileno())
+            files[file.relative_to(self.work).as_posix()] = {
+                "bytes": file.stat().st_size,
+                "sha256": digest,
+            }
+        write_json(
+            self.work / MANIFEST,
+            {
+                "kind": self.kind,
+                "frugalfm": metadata.version("frugalfm"),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "config": self.config,
+                "inputs": self.inputs,
+                "versions": _library_versions(),
+                "files": files,
+                "summary": dict(summary),
+            },
+        )
+        old = self.out.with_name(f".{self.out.name}.old")
+        if self.out.exists():
+            self.out.replace(old)
+        self.work.replace(self.out)
+        _fsync_folder(self.out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        self.close()
+        return self.out
+
+    def close(self) -> None:
+        """Give up the lock; the staging folder stays for a later resume."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def open_stage(
+    out: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Path | None],
+    *,
+    overwrite: bool = False,
+) -> Stage:
+    """Begin, resume or recognise as finished the making of one artifact.
+
+    Parameters
+    ----------
+    out
+        Destination folder.
+    kind
+        The artifact's kind, such as ``"scores"``.
+    config
+        Every option that changes the result; JSON-serialisable.
+    inputs
+        Named input paths, identified by content; None is left out.
+    overwrite
+        Replace a different artifact at `out` instead of refusing.
+
+    Raises
+    ------
+    InputError
+        `out` holds something else, or another process is writing it.
+    """
+    out = Path(out)
+    settings = json.loads(json.dumps(dict(config), default=str))
+    sources = {
+        name: {"path": str(path), "sha256": fingerprint(path)}
+        for name, path in inputs.items()
+        if path is not None
+    }
+    stage = Stage(out, out.with_name(f".{out.name}.partial"), kind, settings, sources)
+    if out.exists():
+        if _is_same(out, stage):
+            stage.done = True
+            return stage
+        if not overwrite:
+            raise InputError(
+                f"{out}: already exists and was not made by this call; "
+                "choose another --out, or replace it with --overwrite"
+            )
+    _claim(stage)
+    return stage
+
+
+def _claim(stage: Stage) -> None:
+    """Lock the staging folder, keeping its content only if the same call left it."""
+    stage.out.parent.mkdir(parents=True, exist_ok=True)
+    # The lock lives beside the folder: it must survive the folder's being wiped or renamed.
+    lock = stage.out.with_name(f".{stage.out.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"{stage.out}: another process is writing it; wait or stop it") from None
+    stage._lock = lock
+    plan = {"kind": stage.kind, "key": _identity(stage.config, stage.inputs)}
+    with contextlib.suppress(OSError, ValueError):
+        stage.resumed = json.loads((stage.work / _PLAN).read_text()) == plan
+    if not stage.resumed:
+        shutil.rmtree(stage.work, ignore_errors=True)
+        stage.work.mkdir()
+        write_json(stage.work / _PLAN, plan)
+
+
+def _identity(config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
+    hashes = {name: entry["sha256"] for name, entry in inputs.items()}
+    return json.dumps([config, hashes], sort_keys=True)
+
+
+def _is_same(out: Path, stage: Stage) -> bool:
+    try:
+        found = read_manifest(out, stage.kind)
+    except FrugalError:
+        return False
+    here = _identity(stage.config, stage.inputs)
+    return _identity(found["config"], found["inputs"]) == here
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in _RECORDED_LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,71 @@
+"""The command line: finds the verb, parses its signature, prints its errors.
+
+A verb's signature and docstring are its options and their help. Nothing heavy is imported here
+or at the top of a verb's file, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+
+from frugalfm import VERBS, __version__
+from frugalfm.errors import FrugalError, InputError
+
+__all__ = ["main"]
+
+_EPILOGUE = "With any verb, --traceback shows an error's full traceback."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0 done, 1 failed, 2 bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        _make_app()(words)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (as with `| head`); say nothing more at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: one line instead of a traceback
+        if with_traceback:
+            raise
+        return _report(error)
+    return 0
+
+
+def _make_app() -> App:
+    app = App(
+        name="frugalfm",
+        help="Biological foundation models at a fraction of the data, compute and memory.",
+        help_epilogue=_EPILOGUE,
+        help_format="plaintext",
+        version=__version__,
+        result_action="return_value",
+    )
+    for verb in VERBS:
+        app.command(f"frugalfm.verbs.{verb}:{verb}", name=verb.replace("_", "-"))
+    return app
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, FrugalError):
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    if isinstance(error, OSError) and error.filename:
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    print("please report it with the output of the same command and --traceback", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
