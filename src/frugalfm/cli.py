@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cyclopts import App
 
+import frugalfm
 from frugalfm import VERBS, __version__
 from frugalfm.errors import FrugalError, InputError
 
@@ -51,7 +52,7 @@ def _make_app() -> App:
         result_action="return_value",
     )
     for verb in VERBS:
-        app.command(f"frugalfm.verbs.{verb}:{verb}", name=verb.replace("_", "-"))
+        app.command(getattr(frugalfm, verb), name=verb.replace("_", "-"))
     return app
 
 
