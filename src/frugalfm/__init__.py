@@ -1,7 +1,8 @@
 """FrugalFM: biological foundation models at a fraction of the data, compute and memory.
 
 Every verb of the command line is a function here: ``frugalfm.score(...)`` is ``frugalfm score``.
-Importing the package is light; from then on, transformers knows FrugalFM's attentions.
+Importing the package is light; from then on, transformers knows FrugalFM's attentions, and
+``AutoModel.from_pretrained`` loads FrugalFM's checkpoints.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from frugalfm.attention.interface import install_with_transformers
+
 __version__ = "0.1.0"
 
-VERBS = ("build",)
+VERBS = ("build", "select")
 
 if TYPE_CHECKING:
     from frugalfm.verbs.build import build as build
+    from frugalfm.verbs.select import select as select
 
 __all__ = [*VERBS, "VERBS", "__version__"]  # noqa: PLE0604 - VERBS are names
 
@@ -23,3 +27,6 @@ def __getattr__(name: str) -> Any:
     if name in VERBS:
         return getattr(importlib.import_module(f"frugalfm.verbs.{name}"), name)
     raise AttributeError(f"module 'frugalfm' has no attribute {name!r}")
+
+
+install_with_transformers()

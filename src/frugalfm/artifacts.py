@@ -128,6 +128,8 @@ class Stage:
         The same artifact is already there and whole: skip the work.
     resumed
         `work` holds what an interrupted run of the same call left.
+    lock
+        Held while this process works on the artifact.
     """
 
     out: Path
@@ -137,7 +139,7 @@ class Stage:
     inputs: dict[str, dict[str, str]]
     done: bool = False
     resumed: bool = False
-    _lock: IO[Any] | None = field(default=None, repr=False)
+    lock: IO[Any] | None = field(default=None, repr=False)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -181,9 +183,9 @@ class Stage:
 
     def close(self) -> None:
         """Give up the lock; the staging folder stays for a later resume."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
 
 
 def open_stage(
@@ -245,7 +247,7 @@ def _claim(stage: Stage) -> None:
     except OSError:
         lock.close()
         raise InputError(f"{stage.out}: another process is writing it; wait or stop it") from None
-    stage._lock = lock
+    stage.lock = lock
     plan = {"kind": stage.kind, "key": _identity(stage.config, stage.inputs)}
     with contextlib.suppress(OSError, ValueError):
         stage.resumed = json.loads((stage.work / _PLAN).read_text()) == plan

@@ -1,0 +1,1 @@
+"""Sequences as token ids: vocabulary, masks and length-bucketed batches, all reproducible."""

@@ -1,0 +1,6 @@
+"""Masked-language-model training: the loop, the optimizers, exact resume."""
+
+from frugalfm.training.data import TrainingData
+from frugalfm.training.loop import Recipe, train
+
+__all__ = ["Recipe", "TrainingData", "train"]

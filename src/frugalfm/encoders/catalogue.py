@@ -1,0 +1,111 @@
+"""Named architectures and how to make one with random weights.
+
+RNA-FM is ESM-1b's architecture over 25 tokens: learned positions, LayerNorm before and after
+the stack, token dropout, a tied masked-language-modelling head. transformers' ESM classes hold
+it at any size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import EsmConfig, EsmForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalfm.errors import InputError
+from frugalfm.tokens.vocabulary import make_rna_tokenizer
+
+__all__ = ["PRESETS", "Preset", "create_encoder"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The size of an encoder in RNA-FM's architecture.
+
+    Attributes
+    ----------
+    layers, width, heads, feed_forward
+        Depth, hidden size, attention heads, and hidden size of the feed-forward layers.
+    max_residues
+        Longest sequence, without ``<cls>`` and ``<eos>``.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    max_residues: int = 1022
+
+
+PRESETS: dict[str, Preset] = {
+    # The published model, 99.5M parameters (arXiv 2204.00300).
+    "rna-fm": Preset(layers=12, width=640, heads=20, feed_forward=5120),
+    # 10.8M parameters: a GPU's hour, a workstation's night.
+    "rna-fm-small": Preset(layers=6, width=384, heads=12, feed_forward=1536),
+    # 0.9M parameters: trains on a laptop.
+    "rna-fm-tiny": Preset(layers=4, width=128, heads=4, feed_forward=512),
+}
+
+
+def create_encoder(
+    name: str, *, attention: str = "softmax", seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Make a named encoder with random weights.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`PRESETS`.
+    attention
+        Stored in the config as ``attention`` and binding from then on.
+    seed
+        Determines every weight.
+
+    Returns
+    -------
+    tuple
+        The masked-language model, in evaluation mode, and its tokenizer.
+    """
+    if name not in PRESETS:
+        raise InputError(f"{name!r} is no named model; there are: {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    tokenizer = make_rna_tokenizer(max_residues=preset.max_residues)
+    return create_from_config(make_config(preset, tokenizer, attention), seed), tokenizer
+
+
+def make_config(
+    preset: Preset, tokenizer: PreTrainedTokenizerBase, attention: str, **changes: Any
+) -> EsmConfig:
+    """Describe an encoder in RNA-FM's architecture as a transformers config."""
+    # The table of positions starts after the padding index: ids 0 and 1 are never used.
+    positions = preset.max_residues + 2 + tokenizer.pad_token_id + 1
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "hidden_size": preset.width,
+        "num_hidden_layers": preset.layers,
+        "num_attention_heads": preset.heads,
+        "intermediate_size": preset.feed_forward,
+        "max_position_embeddings": positions,
+        "position_embedding_type": "absolute",
+        "emb_layer_norm_before": True,
+        "token_dropout": True,
+        "layer_norm_eps": 1e-5,
+        # ESM-1b trains without dropout inside the blocks; regularisation comes from masking.
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "attention": attention,
+    }
+    return EsmConfig(**(settings | changes))
+
+
+def create_from_config(config: EsmConfig, seed: int) -> PreTrainedModel:
+    """Initialise a masked-language model; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = EsmForMaskedLM(config)
+    return model.eval()

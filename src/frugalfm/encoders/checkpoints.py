@@ -1,0 +1,127 @@
+"""Checkpoints: Hugging Face folders, loaded strictly (every key, safetensors, no remote code)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from frugalfm.errors import InputError
+
+# A bar for a load of milliseconds is noise among the verbs' own.
+disable_progress_bar()
+
+__all__ = ["check_checkpoint", "load_encoder", "save_encoder"]
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse what is not a checkpoint that :func:`load_encoder` would read, without reading it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such checkpoint folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: holds no config.json, so it is not a checkpoint")
+    weights = [*folder.glob("*.safetensors")]
+    if not weights:
+        pickles = [
+            file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)
+        ]
+        hint = f" ({pickles[0]} is a pickle, which can run code when opened)" if pickles else ""
+        raise InputError(f"{folder}: holds no .safetensors weights{hint}; convert it first")
+
+
+def load_encoder(
+    folder: Path, *, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a masked-language model and its tokenizer.
+
+    Parameters
+    ----------
+    folder
+        A Hugging Face folder with safetensors weights.
+    device
+        Where the model goes.
+
+    Returns
+    -------
+    tuple
+        The model, in fp32 and evaluation mode, and its tokenizer.
+
+    Raises
+    ------
+    InputError
+        The folder is not a checkpoint, is damaged, or holds keys or shapes that the architecture
+        does not, or lacks some that it needs.
+    """
+    check_checkpoint(folder)
+    try:
+        with _silenced("transformers.modeling_utils"):
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                folder,
+                output_loading_info=True,
+                # So that the report names the key; any mismatch is refused below.
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                dtype=torch.float32,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    except Exception as error:
+        raise InputError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
+    _refuse_unmatched(folder, report)
+    return model.eval().to(device), tokenizer
+
+
+def save_encoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str = ""
+) -> None:
+    """Write weights (safetensors), config, tokenizer and, if given, a model card."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if card:
+        (Path(folder) / "README.md").write_text(card)
+
+
+def _refuse_unmatched(folder: Path, report: dict[str, object]) -> None:
+    problems = []
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        keys = sorted(str(key) for key in report.get(what, ()))  # type: ignore[attr-defined]
+        if keys:
+            shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+            problems.append(f"{len(keys)} {what.replace('_', ' ')}: {shown}")
+    if problems:
+        raise InputError(
+            f"{folder}: the weights do not fit the architecture in config.json; "
+            + "; ".join(problems)
+        )
+
+
+@contextlib.contextmanager
+def _silenced(logger: str) -> Iterator[None]:
+    """Keep transformers' own load report off the screen: ours says the same in one line."""
+    found = logging.getLogger(logger)
+    level = found.level
+    found.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

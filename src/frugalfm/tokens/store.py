@@ -1,0 +1,53 @@
+"""All tokens of a data set in one memory-mapped file: random access, no RAM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from frugalfm.artifacts import write_atomically
+from frugalfm.tokens.codec import Codec
+
+__all__ = ["TokenStore"]
+
+_TOKENS, _OFFSETS = "tokens.bin", "offsets.npy"
+
+
+class TokenStore:
+    """Encoded sequences by row, one byte a residue on disk.
+
+    Parameters
+    ----------
+    folder
+        Where :meth:`write` has put the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._offsets = np.load(folder / _OFFSETS)
+        self._tokens = np.memmap(folder / _TOKENS, dtype=np.uint8, mode="r")
+        self.lengths = np.diff(self._offsets).astype(np.int32)
+
+    @classmethod
+    def write(cls, tables: Iterable[pa.Table], codec: Codec, folder: Path) -> TokenStore:
+        """Encode the column ``sequence`` of all tables; keep what an earlier call finished."""
+        if not (folder / _OFFSETS).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            lengths = [np.zeros(1, np.int64)]
+            with write_atomically(folder / _TOKENS, "wb") as handle:
+                for table in tables:
+                    tokens, counts = codec.encode(table["sequence"])
+                    handle.write(tokens.data)
+                    lengths.append(counts)
+            with write_atomically(folder / _OFFSETS, "wb") as handle:
+                np.save(handle, np.cumsum(np.concatenate(lengths), dtype=np.int64))
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Residue ids of one sequence (uint8)."""
+        return self._tokens[self._offsets[row] : self._offsets[row + 1]]

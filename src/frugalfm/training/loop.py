@@ -1,0 +1,260 @@
+"""The training loop: every batch, mask and learning rate is a function of the step."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from frugalfm.artifacts import write_atomically
+from frugalfm.errors import FrugalError
+from frugalfm.tokens.masking import IGNORED
+from frugalfm.training.data import Batch, TrainingData, make_batch
+from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate
+from frugalfm.training.resume import load_state, save_state
+
+__all__ = ["Recipe", "autocast", "count_steps", "masked_loss", "train", "validate"]
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes
+    ----------
+    steps
+        Optimizer steps.
+    batch_tokens
+        Padded tokens of a batch, at most.
+    optimizer, learning_rate, weight_decay, warmup
+        As in :mod:`frugalfm.training.optimizers`; the learning rate is the peak's.
+    clip
+        Largest norm of the gradient.
+    seed
+        Determines batches, masks and dropout.
+    precision
+        ``bf16`` runs the forward pass under autocast; weights stay fp32.
+    save_every, validate_every, log_every
+        Steps between saved states, validations and log lines.
+    """
+
+    steps: int
+    batch_tokens: int = 16_384
+    optimizer: OptimizerName = "adamw"
+    learning_rate: float = 4e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    clip: float = 1.0
+    seed: int = 0
+    precision: Precision = "fp32"
+    save_every: int = 500
+    validate_every: int = 500
+    log_every: int = 10
+
+
+def train(
+    model: nn.Module,
+    data: TrainingData,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: torch.device,
+    label: str = "pretrain",
+) -> dict[str, float]:
+    """Train in place, resuming from `folder` if a killed run left its state there.
+
+    Parameters
+    ----------
+    model
+        A masked-language model on `device`.
+    data, recipe
+        What to train on, and how.
+    folder
+        Gets ``log.jsonl`` and, while training, the resumable state.
+    device
+        Where to compute.
+    label
+        Shown beside the progress bar.
+
+    Returns
+    -------
+    dict
+        ``loss`` (mean of the last tenth of the steps), ``validation_loss``, ``steps``,
+        ``epochs``, ``residues`` and ``seconds`` (of this process).
+
+    Raises
+    ------
+    FrugalError
+        The loss is no longer finite.
+    """
+    optimizers = make_optimizers(
+        model,
+        recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    done = load_state(folder, model, optimizers)
+    log = _Log(folder / "log.jsonl", done)
+    bar = tqdm(
+        total=recipe.steps,
+        initial=done,
+        desc=label,
+        unit="step",
+        file=sys.stderr,
+        disable=None,
+        leave=False,
+    )
+    started = time.perf_counter()
+    model.train()
+    for step, epoch, batch in _iterate(data, recipe, done):
+        factor = scale_learning_rate(step, recipe.steps, recipe.warmup)
+        loss = _take_step(model, optimizers, batch.to(device), recipe, factor, step)
+        last = step + 1 == recipe.steps
+        bar.update()
+        if (step + 1) % recipe.log_every == 0 or last:
+            value = float(loss)
+            _refuse_nan(value, step)
+            bar.set_postfix(loss=f"{value:.3f}")
+            log.write(
+                step=step + 1, epoch=epoch, loss=value, factor=factor, residues=batch.residues
+            )
+        if (step + 1) % recipe.validate_every == 0 or last:
+            log.write(step=step + 1, validation_loss=validate(model, data, recipe, device))
+        if (step + 1) % recipe.save_every == 0 and not last:
+            save_state(folder, step + 1, model, optimizers)
+    bar.close()
+    model.eval()
+    return log.summarise() | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the targets, in nats; zero if there is none."""
+    total = functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (labels != IGNORED).sum().clamp_min(1)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device) -> float:
+    """Masked loss on the held-out rows, in nats a target; the masks are always the same."""
+    was_training = model.training
+    model.eval()
+    total, targets = 0.0, 0
+    for made in data.validation_batches(recipe.batch_tokens):
+        batch = made.to(device)
+        count = int((batch.labels != IGNORED).sum())
+        with autocast(device, recipe.precision):
+            logits = _forward(model, batch)
+        total += float(masked_loss(logits, batch.labels)) * count
+        targets += count
+    model.train(was_training)
+    return total / max(1, targets)
+
+
+def count_steps(data: TrainingData, batch_tokens: int, seed: int, epochs: int) -> int:
+    """Optimizer steps of so many epochs."""
+    return sum(len(data.plan(batch_tokens, seed=seed, epoch=epoch)) for epoch in range(epochs))
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Context of the forward pass: bf16 arithmetic or nothing special."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _iterate(data: TrainingData, recipe: Recipe, done: int) -> Iterator[tuple[int, int, Batch]]:
+    """Yield (step, epoch, batch) from step `done` on, as if all before had been yielded."""
+    step = epoch = 0
+    while step < recipe.steps:
+        plan = data.plan(recipe.batch_tokens, seed=recipe.seed, epoch=epoch)
+        for rows in plan[: recipe.steps - step]:
+            if step >= done:
+                yield (
+                    step,
+                    epoch,
+                    make_batch(data.store, rows, data.codec, seed=recipe.seed, epoch=epoch),
+                )
+            step += 1
+        epoch += 1
+
+
+def _take_step(
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    batch: Batch,
+    recipe: Recipe,
+    factor: float,
+    step: int,
+) -> Tensor:
+    # Dropout depends on the step alone, so a resumed run needs no saved generator.
+    torch.manual_seed((recipe.seed << 32) + step)
+    with autocast(batch.input_ids.device, recipe.precision):
+        loss = masked_loss(_forward(model, batch), batch.labels)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def _forward(model: nn.Module, batch: Batch) -> Tensor:
+    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    logits: Tensor = out.logits
+    return logits
+
+
+def _refuse_nan(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise FrugalError(
+            f"the loss is {loss} at step {step + 1}; try a lower --learning-rate or --precision fp32"
+        )
+
+
+class _Log:
+    """JSON lines; after a resume, what the killed run wrote past its saved state is dropped."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        self._path = path
+        self._entries = []
+        if path.is_file():
+            lines = path.read_text().splitlines()
+            # A kill may have cut the last line short.
+            entries = [json.loads(line) for line in lines if line.endswith("}")]
+            self._entries = [entry for entry in entries if entry["step"] <= done]
+        with write_atomically(path) as handle:
+            handle.writelines(json.dumps(entry) + "\n" for entry in self._entries)
+        self._handle = path.open("a", buffering=1)
+
+    def write(self, **entry: float) -> None:
+        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
+        self._entries.append(rounded)
+        self._handle.write(json.dumps(rounded) + "\n")
+
+    def summarise(self) -> dict[str, float]:
+        """Final numbers of the whole run, killed parts included."""
+        steps = [entry for entry in self._entries if "loss" in entry]
+        tail = steps[-max(1, len(steps) // 10) :]
+        return {
+            "steps": steps[-1]["step"],
+            "epochs": steps[-1]["epoch"] + 1,
+            "loss": sum(entry["loss"] for entry in tail) / len(tail),
+            "validation_loss": self._entries[-1]["validation_loss"],
+        }

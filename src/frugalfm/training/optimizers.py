@@ -1,0 +1,85 @@
+"""Optimizers by name, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ["OptimizerName", "make_optimizers", "scale_learning_rate"]
+
+OptimizerName = Literal["adamw", "muon"]
+_BETAS = (0.9, 0.95)
+
+
+def make_optimizers(
+    model: nn.Module, name: OptimizerName, *, learning_rate: float, weight_decay: float
+) -> list[Optimizer]:
+    """Make the optimizers that together update every parameter.
+
+    ``muon`` orthogonalises the updates of the weight matrices inside the blocks (Jordan et al.
+    2024), scaled to AdamW's RMS so that learning rates carry over; all else is AdamW's.
+    Weight decay spares biases, LayerNorms and embeddings.
+
+    Parameters
+    ----------
+    model
+        The model; parameters that need no gradient are left out.
+    name
+        ``adamw`` or ``muon``.
+    learning_rate, weight_decay
+        At the schedule's peak.
+    """
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    matrices, inner, rest = [], [], []
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim != 2 or id(parameter) in embeddings:
+            rest.append(parameter)
+        elif name == "muon" and ".layer." in parameter_name:
+            inner.append(parameter)
+        else:
+            matrices.append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[Optimizer] = []
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS))
+    if inner:
+        optimizers.append(
+            torch.optim.Muon(
+                inner, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+def scale_learning_rate(step: int, steps: int, warmup: float) -> float:
+    """Factor of the peak learning rate at one step: linear warm-up, then linear decay.
+
+    Parameters
+    ----------
+    step
+        From 0 to ``steps - 1``.
+    steps
+        Of the whole run.
+    warmup
+        Share of the steps that warm up.
+
+    Returns
+    -------
+    float
+        In (0, 1].
+    """
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return (steps - step) / max(1, steps - rising + 1)

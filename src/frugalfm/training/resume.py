@@ -1,0 +1,50 @@
+"""The state of an unfinished run on disk, so that a killed run continues bit by bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.optim import Optimizer
+
+from frugalfm.artifacts import write_json
+
+__all__ = ["load_state", "save_state"]
+
+_PREFIX = "state-"
+
+
+def save_state(folder: Path, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Write the state after `step` steps, then remove older ones.
+
+    Nothing random needs saving: batches, masks and dropout are functions of the step.
+    """
+    target = folder / f"{_PREFIX}{step:09d}"
+    draft = folder / f".{target.name}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    save_model(model, str(draft / "model.safetensors"))
+    torch.save([optimizer.state_dict() for optimizer in optimizers], draft / "optimizers.pt")
+    write_json(draft / "progress.json", {"step": step})
+    draft.rename(target)
+    for older in folder.glob(f"{_PREFIX}*"):
+        if older != target:
+            shutil.rmtree(older)
+
+
+def load_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+    """Restore the latest state, if any, and return the number of steps done."""
+    states = sorted(folder.glob(f"{_PREFIX}*"))
+    if not states:
+        return 0
+    step: int = json.loads((states[-1] / "progress.json").read_text())["step"]
+    load_model(model, str(states[-1] / "model.safetensors"))
+    saved = torch.load(states[-1] / "optimizers.pt", weights_only=True)
+    for optimizer, state in zip(optimizers, saved, strict=True):
+        optimizer.load_state_dict(state)
+    return step
