@@ -14,7 +14,7 @@ from frugalfm.attention.interface import install_with_transformers
 
 __version__ = "0.1.0"
 
-VERBS = ("build", "select")
+VERBS = ("build", "pretrain", "score", "select", "outliers")
 
 if TYPE_CHECKING:
     from frugalfm.verbs.build import build as build

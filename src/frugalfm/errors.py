@@ -1,6 +1,6 @@
 """The two kinds of failure that a user can act on."""
 
-__all__ = ["FrugalError", "InputError"]
+__all__ = ["FrugalError", "InputError", "require_positive"]
 
 
 class FrugalError(Exception):
@@ -12,3 +12,12 @@ class InputError(FrugalError):
 
     The message names the file (and line, where there is one), what is wrong, and the remedy.
     """
+
+
+def require_positive(*, seed: int = 0, **options: float | None) -> None:
+    """Refuse numbers of a verb that make no sense; None is an option that was not given."""
+    if seed < 0:
+        raise InputError(f"--seed must not be negative, as {seed} is")
+    for name, value in options.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} must be positive, not {value}")

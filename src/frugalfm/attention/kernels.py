@@ -88,8 +88,8 @@ def attend_softmax1(
     """
     fused = query.device.type == "cpu" and dropout == 0.0
     if fused and not (bias is not None and bias.requires_grad):
-        fused_out: Tensor = _FusedSoftmax1.apply(query, key, value, bias, scale)
-        return fused_out
+        out: Tensor = _FusedSoftmax1.apply(query, key, value, bias, scale)[0]
+        return out
     return _attend_with_zero_key(query, key, value, bias, scale, dropout)
 
 
@@ -121,23 +121,22 @@ class _FusedSoftmax1(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-        scale: float | None,
-    ) -> Tensor:
+    def forward(
+        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None
+    ) -> tuple[Tensor, Tensor]:
         plain, lse = _FORWARD(query, key, value, 0.0, False, attn_mask=bias, scale=scale)
-        out: Tensor = plain * torch.sigmoid(lse).unsqueeze(-1).to(plain.dtype)
-        ctx.save_for_backward(query, key, value, bias, out, functional.softplus(lse))
-        ctx.scale = scale
-        return out
+        out = plain * torch.sigmoid(lse).unsqueeze(-1).to(plain.dtype)
+        return out, functional.softplus(lse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        query, key, value, bias, ctx.scale = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(query, key, value, bias, *output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, bias, out, lse = ctx.saved_tensors
         grads = _BACKWARD(
             grad, query, key, value, out, lse, 0.0, False, attn_mask=bias, scale=ctx.scale

@@ -19,6 +19,8 @@ class Codec:
 
     Attributes
     ----------
+    alphabet
+        ``dna``, ``rna`` or ``protein``, told by the letters of the vocabulary.
     table
         Shape ``(256,)``, uint8: byte of a residue to token id.
     cls_id, eos_id, pad_id, mask_id
@@ -30,6 +32,7 @@ class Codec:
         Longest sequence that the model takes.
     """
 
+    alphabet: str
     table: np.ndarray
     cls_id: int
     eos_id: int
@@ -68,6 +71,7 @@ class Codec:
             table[ord(letter)] = index
         residues = sorted(i for letter, i in letters.items() if letter.isalpha())
         return cls(
+            alphabet="protein" if "L" in letters else "rna" if "U" in letters else "dna",
             table=table,
             cls_id=specials[0],
             eos_id=specials[1],

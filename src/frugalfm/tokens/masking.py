@@ -67,7 +67,7 @@ def mask_randomly(
 
 def hash_sequences(sequences: list[np.ndarray]) -> np.ndarray:
     """64-bit hash of each encoded sequence (uint64, shape ``(batch,)``)."""
-    return np.array([xxhash.xxh3_64_intdigest(s) for s in sequences], dtype=np.uint64)
+    return np.array([xxhash.xxh3_64_intdigest(s.tobytes()) for s in sequences], dtype=np.uint64)
 
 
 def mask_groups(width: int, lengths: np.ndarray, hashes: np.ndarray, groups: int) -> np.ndarray:

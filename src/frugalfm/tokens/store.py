@@ -1,9 +1,10 @@
-"""All tokens of a data set in one memory-mapped file: random access, no RAM."""
+"""Encoded data sets by row: in one memory-mapped file, or in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,40 @@ import pyarrow as pa
 from frugalfm.artifacts import write_atomically
 from frugalfm.tokens.codec import Codec
 
-__all__ = ["TokenStore"]
+__all__ = ["TokenList", "TokenStore", "Tokens"]
 
 _TOKENS, _OFFSETS = "tokens.bin", "offsets.npy"
+
+
+class Tokens(Protocol):
+    """Encoded sequences by row.
+
+    Attributes
+    ----------
+    lengths
+        int32, shape ``(n,)``: residues of each row.
+    """
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> np.ndarray: ...
+
+
+class TokenList:
+    """Encoded sequences that fit in memory."""
+
+    def __init__(self, sequences: Sequence[np.ndarray]) -> None:
+        self._sequences = sequences
+        self.lengths = np.array([len(s) for s in sequences], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Residue ids of one sequence (uint8)."""
+        return self._sequences[row]
 
 
 class TokenStore:

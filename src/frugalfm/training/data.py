@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from frugalfm.errors import InputError
+from frugalfm.sequences.shards import Shards
 from frugalfm.tokens.batches import plan_by_length, plan_epoch
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.masking import IGNORED, mask_randomly
-from frugalfm.tokens.store import TokenStore
+from frugalfm.tokens.store import Tokens, TokenStore
 
-__all__ = ["Batch", "TrainingData", "make_batch"]
+__all__ = ["FOLDERS", "Batch", "TrainingData", "check_fits", "make_batch", "prepare_data"]
+
+FOLDERS = ("tokens", "validation")
+"""Where encoded sequences lie while a run lasts."""
 
 _VALIDATION_SEED = 20_251_212  # Its own stream: validation masks are the same for every run.
 
@@ -38,15 +46,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move all tensors."""
-        moved = (
-            t.to(device, non_blocking=True)
-            for t in (self.input_ids, self.attention_mask, self.labels)
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.residues,
         )
-        return Batch(*moved, self.residues)
 
 
 def make_batch(
-    store: TokenStore, rows: np.ndarray, codec: Codec, *, seed: int, epoch: int, rate: float = 0.15
+    store: Tokens, rows: np.ndarray, codec: Codec, *, seed: int, epoch: int, rate: float = 0.15
 ) -> Batch:
     """Collate and mask some rows; a pure function of its arguments."""
     ids, lengths = codec.collate([store[row] for row in rows])
@@ -57,6 +66,60 @@ def make_batch(
         torch.from_numpy(labels),
         int(lengths.sum()),
     )
+
+
+def prepare_data(
+    work: Path, tokenizer: PreTrainedTokenizerBase, pools: Sequence[Shards], fraction: float
+) -> TrainingData:
+    """Encode shards for training, into `work`; what an earlier call encoded is kept.
+
+    Parameters
+    ----------
+    work
+        A stage's folder; gets ``tokens/`` and, with a second pool, ``validation/``.
+    tokenizer
+        Of the model.
+    pools
+        Shards to train on and, optionally, shards to validate on.
+    fraction
+        Share of the first pool to hold out if there is no second.
+
+    Raises
+    ------
+    InputError
+        The model does not take such sequences, or there are too few.
+    """
+    codec = Codec.from_tokenizer(tokenizer)
+    for pool in pools:
+        check_fits(pool, codec)
+    stores = [
+        TokenStore.write(map(pa.Table.from_batches, _singly(pool)), codec, work / name)
+        for pool, name in zip(pools, FOLDERS, strict=False)
+    ]
+    if len(stores) == 2:
+        everything = (np.arange(len(store)) for store in stores)
+        return TrainingData(stores[0], next(everything), stores[1], next(everything), codec)
+    if len(stores[0]) < 2:
+        raise InputError(f"{pools[0].folder}: one sequence is too few to train and validate on")
+    return TrainingData.split(stores[0], codec, fraction)
+
+
+def check_fits(shards: Shards, codec: Codec) -> None:
+    """Refuse shards of another alphabet, or with sequences longer than the model takes."""
+    if shards.alphabet != codec.alphabet:
+        raise InputError(
+            f"{shards.folder}: holds {shards.alphabet}, the model reads {codec.alphabet}; "
+            f"build with --alphabet {codec.alphabet}, or choose another model"
+        )
+    if shards.max_length > codec.max_residues:
+        raise InputError(
+            f"{shards.folder}: its longest sequence has {shards.max_length} residues, the model "
+            f"takes {codec.max_residues}; build with --max-length {codec.max_residues}"
+        )
+
+
+def _singly(pool: Shards) -> Iterator[list[pa.RecordBatch]]:
+    return ([batch] for batch in pool.batches(["sequence"]))
 
 
 @dataclass(frozen=True)
@@ -73,16 +136,14 @@ class TrainingData:
         Of the tokenizer that encoded both.
     """
 
-    store: TokenStore
+    store: Tokens
     rows: np.ndarray
-    held_out: TokenStore
+    held_out: Tokens
     held_out_rows: np.ndarray
     codec: Codec
 
     @classmethod
-    def split(
-        cls, store: TokenStore, codec: Codec, fraction: float, limit: int = 2000
-    ) -> TrainingData:
+    def split(cls, store: Tokens, codec: Codec, fraction: float, limit: int = 2000) -> TrainingData:
         """Hold out a fraction of the rows at random, at least one and at most `limit`."""
         count = min(max(1, round(fraction * len(store))), limit, len(store) - 1)
         random = np.random.Generator(np.random.Philox(key=[_VALIDATION_SEED, len(store)]))

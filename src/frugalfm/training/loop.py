@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from frugalfm.training.data import Batch, TrainingData, make_batch
 from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate
 from frugalfm.training.resume import load_state, save_state
 
-__all__ = ["Recipe", "autocast", "count_steps", "masked_loss", "train", "validate"]
+__all__ = ["Recipe", "autocast", "masked_loss", "train", "validate"]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -63,6 +63,22 @@ class Recipe:
     save_every: int = 500
     validate_every: int = 500
     log_every: int = 10
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result; saving and logging do not."""
+        settings = asdict(self)
+        for name in ("save_every", "validate_every", "log_every"):
+            del settings[name]
+        return settings
+
+    def fix_steps(self, data: TrainingData, epochs: int | None) -> Recipe:
+        """Turn a number of epochs, if given, into steps."""
+        if epochs is None:
+            return self
+        plans = (
+            data.plan(self.batch_tokens, seed=self.seed, epoch=epoch) for epoch in range(epochs)
+        )
+        return replace(self, steps=sum(map(len, plans)))
 
 
 def train(
@@ -165,11 +181,6 @@ def validate(model: nn.Module, data: TrainingData, recipe: Recipe, device: torch
     return total / max(1, targets)
 
 
-def count_steps(data: TrainingData, batch_tokens: int, seed: int, epochs: int) -> int:
-    """Optimizer steps of so many epochs."""
-    return sum(len(data.plan(batch_tokens, seed=seed, epoch=epoch)) for epoch in range(epochs))
-
-
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Context of the forward pass: bf16 arithmetic or nothing special."""
     if precision == "bf16":
@@ -224,7 +235,8 @@ def _forward(model: nn.Module, batch: Batch) -> Tensor:
 def _refuse_nan(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise FrugalError(
-            f"the loss is {loss} at step {step + 1}; try a lower --learning-rate or --precision fp32"
+            f"the loss is {loss} at step {step + 1}; "
+            "try a lower --learning-rate or --precision fp32"
         )
 
 
@@ -249,7 +261,7 @@ class _Log:
         self._handle.write(json.dumps(rounded) + "\n")
 
     def summarise(self) -> dict[str, float]:
-        """Final numbers of the whole run, killed parts included."""
+        """Give the final numbers of the whole run, killed parts included."""
         steps = [entry for entry in self._entries if "loss" in entry]
         tail = steps[-max(1, len(steps) // 10) :]
         return {

@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frugalfm.artifacts import write_json
+from frugalfm.training.data import FOLDERS
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["clear_work", "load_state", "save_state"]
 
 _PREFIX = "state-"
 
@@ -48,3 +49,11 @@ def load_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) 
     for optimizer, state in zip(optimizers, saved, strict=True):
         optimizer.load_state_dict(state)
     return step
+
+
+def clear_work(folder: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for state in [*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*")]:
+        shutil.rmtree(state)

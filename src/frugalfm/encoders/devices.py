@@ -1,0 +1,39 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from frugalfm.errors import InputError
+
+__all__ = ["choose_device"]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Turn an option into a device that is really there.
+
+    Parameters
+    ----------
+    name
+        ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    InputError
+        Another name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise InputError(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(
+                f"device {name!r} is not here ({count} CUDA devices are); use --device auto or cpu"
+            )
+    return device

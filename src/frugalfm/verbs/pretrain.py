@@ -1,0 +1,173 @@
+"""``frugalfm pretrain``: masked-language modelling on shards or a coreset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from frugalfm.errors import InputError, require_positive
+
+__all__ = ["pretrain"]
+
+
+def pretrain(
+    data: Path,
+    *,
+    model: str,
+    out: Path,
+    attention: Literal["softmax", "softmax1"] | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_tokens: int = 16_384,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+    learning_rate: float = 4e-4,
+    weight_decay: float = 0.01,
+    warmup: float = 0.05,
+    validation: Path | None = None,
+    validation_fraction: float = 0.01,
+    validate_every: int = 500,
+    save_every: int = 500,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Pretrain an encoder by masked-language modelling.
+
+    Give either --steps or --epochs. A killed run continues when the same command is given
+    again, and ends with the very weights it would have had.
+
+    Parameters
+    ----------
+    data
+        Shards or a coreset.
+    model
+        A named size (rna-fm, rna-fm-small, rna-fm-tiny), a transformers config.json, or a
+        checkpoint folder to continue from.
+    out
+        The checkpoint: weights, config, tokenizer, log.jsonl, model card.
+    attention
+        softmax, or softmax1 (which may attend to nothing). By default the checkpoint's own,
+        else softmax.
+    steps
+        Optimizer steps.
+    epochs
+        Passes over the data, instead of --steps.
+    batch_tokens
+        Tokens of a batch, pads included. Sequences of like length share a batch.
+    optimizer
+        AdamW, or Muon for the matrices inside the blocks and AdamW for the rest.
+    learning_rate
+        At its peak.
+    weight_decay
+        Of matrices; biases, LayerNorms and embeddings have none.
+    warmup
+        Share of the steps over which the learning rate rises; then it decays linearly.
+    validation
+        Shards to validate on. By default a part of the data is held out.
+    validation_fraction
+        Share of the data that is held out, at most 2,000 sequences.
+    validate_every
+        Steps between validations.
+    save_every
+        Steps between saved states; a kill costs at most so many.
+    precision
+        Of the arithmetic; weights are fp32 always.
+    seed
+        Determines initial weights, batches and masks.
+    device
+        auto, cpu, cuda, cuda:1, ...
+    overwrite
+        Replace a different artifact at --out.
+    """
+    if (steps is None) == (epochs is None):
+        raise InputError("give either --steps or --epochs")
+    require_positive(
+        steps=steps,
+        epochs=epochs,
+        batch_tokens=batch_tokens,
+        learning_rate=learning_rate,
+        validate_every=validate_every,
+        save_every=save_every,
+        seed=seed,
+    )
+    if not 0 <= warmup < 1 or not 0 < validation_fraction < 1:
+        raise InputError("--warmup must be in [0, 1) and --validation-fraction in (0, 1)")
+
+    from frugalfm.artifacts import open_stage
+    from frugalfm.encoders import open_model, save_encoder
+    from frugalfm.encoders.devices import choose_device
+    from frugalfm.sequences.shards import open_shards
+    from frugalfm.training import Recipe, clear_work, prepare_data, train
+
+    place = choose_device(device)
+    pools = [open_shards(folder) for folder in (data, validation) if folder is not None]
+    encoder, tokenizer, source = open_model(model, attention=attention, seed=seed)
+    recipe = Recipe(
+        steps=steps or 0,
+        batch_tokens=batch_tokens,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        seed=seed,
+        precision=precision,
+        save_every=save_every,
+        validate_every=validate_every,
+    )
+    stage = open_stage(
+        out,
+        "checkpoint",
+        recipe.identity()
+        | {"model": "checkpoint" if source else model, "attention": encoder.config.attention}
+        | {"epochs": epochs, "validation_fraction": validation_fraction},
+        {"data": data, "model": source, "validation": validation},
+        overwrite=overwrite,
+    )
+    if stage.done:
+        print(f"{out}: already pretrained, {describe_training(stage.summary)}")
+        return out
+    prepared = prepare_data(stage.work, tokenizer, pools, validation_fraction)
+    recipe = recipe.fix_steps(prepared, epochs)
+    numbers = train(encoder.to(place), prepared, recipe, stage.work, device=place, label=out.name)
+    summary = {
+        **numbers,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "device": str(place),
+    }
+    save_encoder(encoder.cpu(), tokenizer, stage.work, _write_card(encoder.config, data, summary))
+    clear_work(stage.work)
+    stage.commit(summary)
+    print(f"{out}: pretrained, {describe_training(summary)}, {summary['seconds']:.0f} s")
+    return out
+
+
+def describe_training(summary: dict[str, Any]) -> str:
+    """Say in one line what a finished run came to."""
+    return (
+        f"{summary['parameters'] / 1e6:.1f}M parameters, {summary['steps']} steps in "
+        f"{summary['epochs']} epoch(s), loss {summary['loss']:.4f}, "
+        f"validation loss {summary['validation_loss']:.4f}"
+    )
+
+
+def _write_card(config: Any, data: Path, summary: dict[str, Any]) -> str:
+    return f"""---
+library_name: frugalfm
+license: unknown
+tags: [biology, masked-language-modelling, {config.attention}]
+---
+# {config.model_type} encoder pretrained with FrugalFM
+
+{describe_training(summary)}, on `{data.name}`. Attention: `{config.attention}`.
+
+```python
+import frugalfm  # registers the attention
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("this/folder")
+tokenizer = AutoTokenizer.from_pretrained("this/folder")
+```
+
+Options, inputs and versions are in `manifest.json`, the course of training in `log.jsonl`.
+"""
