@@ -1,0 +1,1 @@
+"""Alphabets, readers, checks, deduplication and shards; no torch."""

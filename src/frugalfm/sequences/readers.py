@@ -1,0 +1,316 @@
+"""Open sequence files of any supported format, and stream their records in order.
+
+Formats: FASTA, FASTQ, CSV, TSV (all also compressed by gzip, bzip2 or xz), Parquet, and folders
+of shards. The suffix decides; a file without a known one is recognised by its first letter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from xopen import xopen
+
+from frugalfm.errors import InputError
+from frugalfm.sequences import tables
+from frugalfm.sequences.alphabets import get_alphabet
+from frugalfm.sequences.cleaning import Cleaner
+from frugalfm.sequences.fasta import read_fasta, read_fastq
+from frugalfm.sequences.records import Records, as_strings, layout
+from frugalfm.sequences.shards import open_shards
+
+__all__ = ["Source", "open_sources", "stream_sequences"]
+
+_SUFFIXES = {
+    "fasta": ".fasta .fa .fas .fna .faa .ffn .frn .mpfa",
+    "fastq": ".fastq .fq",
+    "csv": ".csv",
+    "tsv": ".tsv .tab",
+    "parquet": ".parquet .pq",
+}
+_FORMATS = {suffix: name for name, known in _SUFFIXES.items() for suffix in known.split()}
+_COMPRESSED = (".gz", ".bz2", ".xz")
+_OWN = ("id", "sequence", "length")  # written by us, so no user's column may be called so
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+Tick = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file, checked as far as is possible without reading it.
+
+    Attributes
+    ----------
+    path
+        The file.
+    format
+        ``"fasta"``, ``"fastq"``, ``"csv"``, ``"tsv"`` or ``"parquet"``.
+    columns
+        For tables: what their columns are.
+    fields
+        The user's columns, which come with every record.
+    """
+
+    path: Path
+    format: str
+    columns: tables.Columns | None = None
+    fields: tuple[pa.Field, ...] = field(default=(pa.field("description", pa.string()),))
+
+    def read(self, tick: Tick | None = None) -> Iterator[Records]:
+        """Read the records in order; one without an id is called ``FILE:NUMBER``.
+
+        Parameters
+        ----------
+        tick
+            Told of the bytes that were read since it was last told.
+
+        Raises
+        ------
+        InputError
+            The file is damaged or not of its format.
+        """
+        first = 0
+        with _explained(self.path):
+            for records in self._read(tick):
+                yield self._named(records, first)
+                first += len(records)
+
+    def _read(self, tick: Tick | None) -> Iterator[Records]:
+        if self.format == "parquet":
+            assert self.columns is not None
+            yield from tables.read_parquet_records(self.path, self.columns)
+            if tick is not None:
+                tick(self.path.stat().st_size)
+            return
+        with _open_bytes(self.path, tick) as stream:
+            if self.format == "fasta":
+                yield from read_fasta(self.path, stream)
+            elif self.format == "fastq":
+                yield from read_fastq(self.path, stream)
+            else:
+                assert self.columns is not None
+                delimiter = _DELIMITERS[self.format]
+                yield from tables.read_csv(self.path, stream, delimiter, self.columns)
+
+    def _named(self, records: Records, first: int) -> Records:
+        ids = records.columns.column("id")
+        text, offsets = layout(ids)
+        if b"\0" in text:
+            bad = int(np.searchsorted(offsets, text.index(b"\0"), side="right")) - 1
+            where = records.locate(bad, None)
+            raise InputError(f"{self.path}, {where}: the id holds a NUL byte; correct the record")
+        missing = offsets[1:] == offsets[:-1]
+        if not missing.any():
+            return records
+        stem = _plain_name(self.path).stem
+        names = [f"{stem}:{first + row + 1}" for row in np.flatnonzero(missing)]
+        ids = pc.replace_with_mask(ids, pa.array(missing), pa.array(names))
+        return replace(records, columns=records.columns.set_column(0, "id", ids))
+
+
+def open_sources(
+    path: Path,
+    alphabet: str,
+    id_column: str | None = None,
+    sequence_column: str = "sequence",
+) -> list[Source]:
+    """Recognise `path` and check what can be checked at once: a file, or a folder of shards.
+
+    Parameters
+    ----------
+    path
+        Sequence file, or a folder made by ``build`` or ``select``.
+    alphabet
+        What its sequences are to be; shards say it of themselves.
+    id_column, sequence_column
+        Of tables; the id is the column ``id``, if there is one, when None.
+
+    Raises
+    ------
+    InputError
+        No such file, an empty one, an unknown format, or a missing column.
+    """
+    path = Path(path)
+    if path.is_dir():
+        shards = open_shards(path)
+        if shards.alphabet != alphabet:
+            raise InputError(f"{path}: holds {shards.alphabet}; use --alphabet {shards.alphabet}")
+        return [_open_table(part.path, "parquet", "id", "sequence") for part in shards.parts]
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(
+            f"{path}: is not a regular file; it is read twice, so save it to one first"
+        )
+    with _explained(path):
+        kind = _recognise(path)
+    if kind in {"fasta", "fastq"}:
+        return [Source(path, kind)]
+    return [_open_table(path, kind, id_column, sequence_column)]
+
+
+def stream_sequences(
+    path: Path, alphabet: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Every sequence of a file or of shards, normalised and checked, in order.
+
+    Letters are treated as ``build`` treats them by default. Nothing is dropped, cut or renamed,
+    so that results correspond to records one by one; an empty sequence is therefore an error.
+
+    Parameters
+    ----------
+    path
+        FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards. A table has the column
+        ``sequence``, and may have ``id``.
+    alphabet
+        ``"dna"``, ``"rna"`` or ``"protein"``.
+    columns
+        The user's columns to pass on as well.
+
+    Yields
+    ------
+    pyarrow.RecordBatch
+        ``id, sequence, length`` and `columns`; a few megabytes.
+
+    Raises
+    ------
+    InputError
+        Bad input; names the file, and the line where there is one.
+    """
+    cleaner = Cleaner(get_alphabet(alphabet))
+    wanted = list(columns or ())
+    sources = open_sources(path, alphabet)
+    for source in sources:
+        _require(source, wanted)
+    for source in sources:
+        for records in source.read():
+            data, offsets = cleaner.clean(source.path, records)
+            lengths = np.diff(offsets)
+            if not lengths.all():
+                where = records.locate(int(np.argmin(lengths)), None)
+                raise InputError(
+                    f"{source.path}, {where}: the sequence is empty; take the record out, "
+                    "or make shards first (frugalfm build drops and counts empty records)"
+                )
+            found = {"id": records.columns.column("id"), "sequence": as_strings(data, offsets)}
+            found["length"] = pa.array(lengths, pa.int32())
+            found |= {name: records.columns.column(name) for name in wanted}
+            yield pa.RecordBatch.from_pydict(found)
+
+
+def _require(source: Source, columns: Sequence[str]) -> None:
+    names = [found.name for found in source.fields]
+    for name in columns:
+        if name not in names:
+            raise InputError(
+                f"{source.path}: has no column {name!r}; there are: {', '.join(names) or 'none'}"
+            )
+
+
+def _recognise(path: Path) -> str:
+    """Tell the format of a file that is not empty."""
+    suffix = _plain_name(path).suffix.lower()
+    with _open_bytes(path, None) as stream:
+        start = stream.read(64)
+    if not start:
+        raise InputError(f"{path}: is empty; leave it out, or copy it anew")
+    if suffix in _FORMATS:
+        return _FORMATS[suffix]
+    start = start.lstrip()
+    for mark, name in ((b">", "fasta"), (b"@", "fastq"), (b"PAR1", "parquet")):
+        if start.startswith(mark):
+            return name
+    raise InputError(
+        f"{path}: of no known format; name it by one of {', '.join(_FORMATS)}, "
+        f"if compressed followed by one of {', '.join(_COMPRESSED)}"
+    )
+
+
+def _plain_name(path: Path) -> Path:
+    return Path(path.stem if path.suffix.lower() in _COMPRESSED else path.name)
+
+
+def _open_table(path: Path, kind: str, id_column: str | None, sequence_column: str) -> Source:
+    if kind == "parquet":
+        known = tables.parquet_fields(path)
+    else:
+        names = tables.csv_names(path, _DELIMITERS[kind])
+        known = [pa.field(name, pa.string()) for name in names]
+    names = [column.name for column in known]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise InputError(f"{path}: has two columns {repeated!r}; rename one of them")
+    for option, name in (("--sequence-column", sequence_column), ("--id-column", id_column)):
+        if name is not None and name not in names:
+            raise InputError(
+                f"{path}: has no column {name!r}; name the right one with {option}. "
+                f"There are: {', '.join(names)}"
+            )
+    content = known[names.index(sequence_column)].type
+    if not _is_text(content):
+        raise InputError(
+            f"{path}: column {sequence_column!r} holds {content}, not text; "
+            "name the right one with --sequence-column"
+        )
+    if id_column is None and "id" in names:
+        id_column = "id"
+    # Lengths are counted anew, so a table may well have them; the other two would be ambiguous.
+    user = [c for c in known if c.name not in {id_column, sequence_column, "length"}]
+    for column in user:
+        if column.name in _OWN:
+            raise InputError(
+                f"{path}: column {column.name!r} is not the one that the options name; rename it"
+            )
+    columns = tables.Columns(id_column, sequence_column, tuple(column.name for column in user))
+    return Source(path, kind, columns, tuple(column.remove_metadata() for column in user))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in {"string", "large_string", "string_view", "binary", "large_binary"}
+
+
+@contextlib.contextmanager
+def _open_bytes(path: Path, tick: Tick | None) -> Iterator[IO[bytes]]:
+    """Open `path` for reading what it holds when decompressed, by a thread."""
+    with (
+        _Counted(path, tick) as raw,
+        io.BufferedReader(raw) as file,
+        xopen(file, "rb", threads=1) as stream,
+    ):
+        yield stream
+
+
+class _Counted(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, tick: Tick | None):
+        super().__init__(path)
+        self._tick = tick
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer) or 0
+        if self._tick is not None:
+            self._tick(count)
+        return count
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except EOFError:
+        raise InputError(f"{path}: ends too early; compress or copy it anew") from None
+    except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({error}); compress or copy it anew") from None

@@ -1,0 +1,147 @@
+"""Records from tables: CSV and TSV through pyarrow's streaming reader, and Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from xopen import xopen
+
+from frugalfm.errors import InputError
+from frugalfm.sequences.records import Records, layout
+from frugalfm.sequences.shards import read_parquet
+
+__all__ = ["Columns", "csv_names", "parquet_fields", "read_csv", "read_parquet_records"]
+
+BLOCK = 1 << 22  # bytes of a table at a time
+_MOST_ROWS = 1 << 16
+_FIELD_LIMIT = (1 << 31) - 1  # Python's csv refuses longer fields
+
+
+Locator = Callable[[int, int | None], str]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what; `user` ones are kept as they are."""
+
+    id: str | None
+    sequence: str
+    user: tuple[str, ...]
+
+
+def csv_names(path: Path, delimiter: str) -> list[str]:
+    """Read the header of a CSV or TSV file."""
+    with xopen(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as stream:
+        return next(csv.reader(stream, delimiter=delimiter), [])
+
+
+def parquet_fields(path: Path) -> list[pa.Field]:
+    """Read the columns of a Parquet file."""
+    try:
+        return list(pq.read_schema(path))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: is not a whole Parquet file ({error})") from None
+
+
+def read_csv(path: Path, stream: IO[bytes], delimiter: str, columns: Columns) -> Iterator[Records]:
+    """Read a CSV or TSV file; every column is kept as the text that is written there."""
+    names = [columns.id] if columns.id is not None else []
+    types = {name: pa.string() for name in [*names, *columns.user]}
+    types[columns.sequence] = pa.binary()  # checked letter by letter later, so not as UTF-8 now
+    options = pyarrow.csv.ConvertOptions(
+        column_types=types, include_columns=list(types), strings_can_be_null=False
+    )
+    first = 0
+    try:
+        reader = pyarrow.csv.open_csv(
+            pa.PythonFile(stream, "r"),
+            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=options,
+        )
+        for batch in reader:
+            yield _records(batch, columns, _csv_locator(path, delimiter, first))
+            first += len(batch)
+    except pa.ArrowInvalid as error:
+        raise _csv_error(path, delimiter, error) from None
+
+
+def _csv_locator(path: Path, delimiter: str, first: int) -> Locator:
+    def locate(record: int, position: int | None) -> str:
+        rows = enumerate(_csv_rows(path, delimiter), start=-1)  # the header is row -1
+        line = next((line for row, (line, _) in rows if row == first + record), 0)
+        return f"line {line}" + ("" if position is None else f", letter {position + 1}")
+
+    return locate
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows, header first, each with the number of its first line: slow, for errors."""
+    limit = csv.field_size_limit(_FIELD_LIMIT)
+    try:
+        with xopen(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter)
+            line = 1
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_error(path: Path, delimiter: str, error: Exception) -> InputError:
+    """Tell which line pyarrow stumbled on; it does not say."""
+    width = 0
+    for line, row in _csv_rows(path, delimiter):
+        width = width or len(row)
+        if len(row) != width:
+            return InputError(
+                f"{path}, line {line}: has {len(row)} fields where the header has {width}; "
+                "quote fields that contain the delimiter"
+            )
+        if any("\udc80" <= letter <= "\udcff" for field in row for letter in field):
+            return InputError(f"{path}, line {line}: is not UTF-8; convert the file first")
+    return InputError(f"{path}: cannot be read as a table ({error})")
+
+
+def read_parquet_records(path: Path, columns: Columns) -> Iterator[Records]:
+    """Read a Parquet file; a null sequence is an empty one."""
+    names = [columns.sequence, *columns.user, *([columns.id] if columns.id is not None else [])]
+    first = 0
+    for batch in read_parquet(path, names, _rows_at_once(path)):
+        yield _records(batch, columns, _row_locator(first))
+        first += len(batch)
+
+
+def _rows_at_once(path: Path) -> int:
+    metadata = pq.read_metadata(path)
+    size: int = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    rows: int = BLOCK * metadata.num_rows // max(size, 1)
+    return max(1, min(_MOST_ROWS, rows))
+
+
+def _row_locator(first: int) -> Locator:
+    def locate(record: int, position: int | None) -> str:
+        row = f"row {first + record + 1}"
+        return row if position is None else f"{row}, letter {position + 1}"
+
+    return locate
+
+
+def _records(batch: pa.RecordBatch, columns: Columns, locate: Locator) -> Records:
+    """Bring the columns of a table into the form that all readers share."""
+    if columns.id is None:
+        ids = pa.repeat("", len(batch))
+    else:
+        ids = batch.column(columns.id).cast(pa.string()).fill_null("")
+    found = {"id": ids} | {name: batch.column(name) for name in columns.user}
+    sequences = batch.column(columns.sequence).cast(pa.binary()).fill_null(b"")
+    return Records(*layout(sequences), pa.RecordBatch.from_pydict(found), locate)
