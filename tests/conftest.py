@@ -8,6 +8,9 @@ from hypothesis import settings
 settings.register_profile("frugalfm", derandomize=True, deadline=None)
 settings.load_profile("frugalfm")
 
+# Models in tests are tiny, and threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

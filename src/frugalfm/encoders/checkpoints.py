@@ -21,6 +21,8 @@ from frugalfm.errors import InputError
 # A bar for a load of milliseconds is noise among the verbs' own.
 disable_progress_bar()
 
+_TALKATIVE = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+
 __all__ = ["check_checkpoint", "load_encoder", "save_encoder"]
 
 
@@ -65,7 +67,7 @@ def load_encoder(
     """
     check_checkpoint(folder)
     try:
-        with _silenced("transformers.modeling_utils"):
+        with _silenced(*_TALKATIVE):
             model, report = AutoModelForMaskedLM.from_pretrained(
                 folder,
                 output_loading_info=True,
@@ -112,15 +114,17 @@ def _refuse_unmatched(folder: Path, report: dict[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def _silenced(logger: str) -> Iterator[None]:
-    """Keep transformers' own load report off the screen: ours says the same in one line."""
-    found = logging.getLogger(logger)
-    level = found.level
-    found.setLevel(logging.CRITICAL)
+def _silenced(*names: str) -> Iterator[None]:
+    """Keep transformers' own load reports off the screen: ours says the same in one line."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        found.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

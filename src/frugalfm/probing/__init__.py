@@ -1,0 +1,1 @@
+"""Frozen encoders looked into: embeddings, linear probes, statistics of activations."""

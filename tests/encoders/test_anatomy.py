@@ -1,0 +1,80 @@
+"""The catalogue names the modules that it says, and refuses what it does not know."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, EsmForSequenceClassification
+
+from frugalfm.encoders import create_encoder
+from frugalfm.encoders.anatomy import describe_encoder
+from frugalfm.encoders.devices import choose_device
+from frugalfm.errors import InputError
+
+
+@pytest.fixture
+def model():
+    return create_encoder("rna-fm-tiny")[0]
+
+
+def test_every_name_is_a_module_of_its_kind(model):
+    anatomy = describe_encoder(model)
+    assert len(anatomy.blocks) == model.config.num_hidden_layers
+    assert anatomy.pre_norm
+    for block in anatomy.blocks:
+        assert len(block.linears) == 6
+        assert all(isinstance(model.get_submodule(name), nn.Linear) for name in block.linears)
+        assert model.get_submodule(block.ffn_in).out_features == model.config.intermediate_size
+        assert model.get_submodule(block.ffn_out).in_features == model.config.intermediate_size
+    assert anatomy.head == ("lm_head.dense", "lm_head.decoder")
+    assert list(anatomy.unused) == ["esm.contact_head.regression"]
+
+
+def test_final_layer_norm_reads_the_output_of_its_layer(model):
+    """Found by running: what enters the named LayerNorm is what left the layer."""
+    anatomy = describe_encoder(model)
+    left, read = {}, {}
+    for block in anatomy.blocks:
+        model.get_submodule(block.name).register_forward_hook(
+            lambda m, i, out, name=block.name: left.update({name: out})
+        )
+        model.get_submodule(block.output_norm).register_forward_pre_hook(
+            lambda m, inputs, name=block.name: read.update({name: inputs[0]})
+        )
+    ids = torch.tensor([[0, 4, 5, 6, 7, 2]])
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert len(left) == len(anatomy.blocks)
+    for name, out in left.items():
+        assert torch.equal(read[name], out)
+
+
+def test_other_heads_are_found(model):
+    labelled = EsmForSequenceClassification(model.config)
+    assert describe_encoder(labelled).head == ("classifier.dense", "classifier.out_proj")
+    assert describe_encoder(model.esm).head == ()
+
+
+def test_unknown_architecture_is_refused():
+    config = BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    with pytest.raises(InputError, match=r"'bert'.*known: esm"):
+        describe_encoder(BertForMaskedLM(config))
+    with pytest.raises(InputError, match="Linear"):
+        describe_encoder(nn.Linear(2, 2))
+
+
+def test_wrapped_modules_are_refused(model):
+    name = "esm.encoder.layer.1.output.dense"
+    model.set_submodule(name, nn.Sequential(model.get_submodule(name)))
+    with pytest.raises(InputError, match=r"layer\.1\.output\.dense is a Sequential"):
+        describe_encoder(model)
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in {"cpu", "cuda"}
+    with pytest.raises(InputError, match="'abacus' is not known"):
+        choose_device("abacus")
+    with pytest.raises(InputError, match="is not here"):
+        choose_device("cuda:99")

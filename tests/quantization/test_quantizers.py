@@ -1,0 +1,134 @@
+"""Grids against numpy in fp64: half a step, zero, idempotence, degenerate ranges."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frugalfm.errors import InputError
+from frugalfm.quantization.quantizers import Format, Grid, fake_quantize
+
+BITS = st.integers(2, 16)
+VALUES = st.lists(
+    st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=40
+).map(lambda x: torch.tensor(x, dtype=torch.float32))
+
+
+def oracle(values, bits, symmetric):
+    """Nearest point of the grid that spans all values, written in fp64 from the definition."""
+    x = values.numpy().astype(np.float64)
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+    if symmetric:
+        top = 2 ** (bits - 1) - 1
+        step = max(-low, high) / top
+        points = np.arange(-top, top + 1)
+    else:
+        step = (high - low) / (2**bits - 1)
+        points = np.arange(2**bits) - (np.round(-low / step) if step else 0)
+    return x, step, points * step
+
+
+@given(VALUES, BITS, st.booleans())
+def test_error_is_at_most_half_a_step(values, bits, symmetric):
+    form = Format(bits, symmetric)
+    grid = form.cover(*values.aminmax())
+    rounded = grid.round(values)
+    x, step, _ = oracle(values, bits, symmetric)
+    size = np.abs(x).max()
+    assert float(grid.scale) == pytest.approx(step, rel=1e-6, abs=1e-37)
+    error = np.abs(rounded.numpy().astype(np.float64) - x)
+    assert error.max() <= step / 2 + 1e-6 * size + 1e-37
+    assert not grid.clips(torch.zeros(1)).any()
+
+
+@given(VALUES, st.integers(2, 8), st.booleans())
+def test_values_land_on_the_oracles_grid(values, bits, symmetric):
+    rounded = fake_quantize(values, Format(bits, symmetric).cover(*values.aminmax()))
+    _, step, points = oracle(values, bits, symmetric)
+    distance = np.abs(rounded.numpy().astype(np.float64)[:, None] - points[None, :]).min(1)
+    # A zero point at a tie may be rounded either way: a whole step then, on the same lattice.
+    assert distance.max() <= step * 1.001 + 1e-37
+    lattice = rounded.numpy().astype(np.float64) / step if step else np.zeros(1)
+    assert np.abs(lattice - np.round(lattice)).max() < 1e-3
+    assert len(np.unique(rounded)) <= 2**bits
+
+
+@given(VALUES, BITS, st.booleans())
+def test_rounding_twice_changes_nothing_and_zero_stays(values, bits, symmetric):
+    grid = Format(bits, symmetric).cover(*values.aminmax())
+    once = grid.round(values)
+    assert torch.equal(grid.round(once), once)
+    assert torch.equal(grid.round(torch.zeros(3)), torch.zeros(3))
+    if symmetric:
+        assert int(grid.zero_point) == 0
+        assert torch.equal(grid.round(-values), -once)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("constant", [0.0, 3.0, -2.5, 1e-30, -1e-44, 3e38])
+def test_degenerate_ranges_give_no_nan(constant, symmetric):
+    values = torch.full((4,), constant)
+    for bits in (2, 8, 16):
+        grid = Format(bits, symmetric).cover(*values.aminmax())
+        rounded = grid.round(values)
+        assert rounded.isfinite().all()
+        assert torch.allclose(rounded, values, rtol=1e-5, atol=1e-37)
+
+
+def test_extreme_range_does_not_overflow():
+    values = torch.tensor([-3e38, 0.0, 3e38])
+    grid = Format(8, symmetric=False).cover(*values.aminmax())
+    assert grid.scale.isfinite()
+    assert torch.allclose(grid.round(values), values, rtol=0.01)
+
+
+def test_outside_values_go_to_the_ends_and_are_counted():
+    grid = Format(4, symmetric=True).cover(torch.tensor(-7.0), torch.tensor(7.0))
+    values = torch.tensor([-100.0, -7.4, -7.0, 0.2, 7.4, 7.6])
+    assert grid.round(values).tolist() == [-7, -7, -7, 0, 7, 7]
+    assert grid.clips(values).tolist() == [True, False, False, False, False, True]
+
+
+def test_each_channel_and_each_token_has_its_own_grid():
+    values = torch.tensor([[1.0, -0.5, 0.3], [1000.0, -300.0, 10.0], [0.0, 0.0, 0.0]])
+    for granularity, symmetric in (("channel", True), ("token", False)):
+        form = Format(8, symmetric, granularity)
+        whole = fake_quantize(values, form)
+        rows = [fake_quantize(row, Format(8, symmetric).cover(*row.aminmax())) for row in values]
+        assert torch.equal(whole, torch.stack(rows))
+    assert Format(8, symmetric=False, granularity="token").dynamic
+    assert fake_quantize(values, None) is values
+
+
+def test_dynamic_rounding_of_one_token_ignores_the_others():
+    form = Format(4, symmetric=False, granularity="token")
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    whole = fake_quantize(x, form)
+    x[1] *= 1000
+    assert torch.equal(fake_quantize(x, form)[0], whole[0])
+
+
+def test_integers_are_within_the_format():
+    values = torch.linspace(-3, 5, 999)
+    for bits in (2, 3, 8, 16):
+        form = Format(bits, symmetric=False)
+        integers = form.cover(*values.aminmax()).to_integers(values)
+        assert form.lowest <= integers.min() <= integers.max() <= form.highest + 1
+        assert (form.lowest, form.highest) == (0, 2**bits - 1)
+        assert Format(bits, symmetric=True).lowest == -Format(bits, symmetric=True).highest
+
+
+def test_bad_formats_are_refused():
+    for bits in (1, 17):
+        with pytest.raises(InputError, match="2 to 16"):
+            Format(bits, symmetric=True)
+    with pytest.raises(InputError, match="use one of tensor, channel, token"):
+        Format(8, symmetric=True, granularity="row")
+
+
+def test_grid_moves():
+    grid = Format(8, symmetric=True).cover(torch.tensor(-1.0), torch.tensor(1.0))
+    moved = grid.to(torch.device("cpu"))
+    assert isinstance(moved, Grid)
+    assert moved.format == grid.format
