@@ -1,0 +1,147 @@
+"""Frozen embeddings: the encoder's last hidden states, pooled, in input order.
+
+The last hidden states are what the masked-language head reads. Embeddings do not depend on how
+sequences are batched or padded, but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from frugalfm.tokens.batches import plan_by_length
+from frugalfm.tokens.codec import Codec
+from frugalfm.tokens.inputs import Encoded
+
+__all__ = ["Embedder", "Pooling", "regroup"]
+
+Pooling = Literal["mean", "cls", "token"]
+
+_CPU_TOKENS = 2048  # larger batches leave the processor's cache and are slower
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """How embeddings are made.
+
+    Attributes
+    ----------
+    model
+        A masked-language model in evaluation mode; its device is used.
+    codec
+        Of the tokenizer that it was trained with.
+    pooling
+        ``"mean"`` of the residues, ``"cls"`` for the first special token, or ``"token"`` for
+        every residue. Special tokens and pads are never pooled.
+    batch_tokens
+        Padded tokens of a batch, at most.
+    precision
+        ``"bf16"`` runs the model under autocast; pooling is in fp32 either way.
+    """
+
+    model: PreTrainedModel
+    codec: Codec
+    pooling: Pooling = "mean"
+    batch_tokens: int = 16_384
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def width(self) -> int:
+        """Numbers in one embedding."""
+        return int(self.model.config.hidden_size)
+
+    def embed(
+        self, sequences: Sequence[np.ndarray], tick: Callable[[int], object] | None = None
+    ) -> np.ndarray:
+        """Embed encoded sequences; they and their embeddings are held in memory.
+
+        Parameters
+        ----------
+        sequences
+            uint8 residue ids of each, as from :meth:`Codec.encode`; none empty.
+        tick
+            Told the residues of every finished batch.
+
+        Returns
+        -------
+        ndarray
+            float32, shape ``(sequences, width)``; with pooling ``"token"``
+            ``(all residues, width)``, the residues of one sequence after those of another.
+        """
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        per_residue = self.pooling == "token"
+        rows = int(lengths.sum()) if per_residue else len(sequences)
+        result = np.empty((rows, self.width), dtype=np.float32)
+        most = self.batch_tokens
+        if self._device.type == "cpu":
+            most = min(most, _CPU_TOKENS)
+        for batch in plan_by_length(lengths, most):
+            ids, _ = self.codec.collate([sequences[row] for row in batch])
+            pooled = self._pool(self._forward(ids), lengths[batch])
+            if per_residue:
+                for row, states in zip(batch, pooled, strict=True):
+                    result[starts[row] : starts[row] + lengths[row]] = states[1 : lengths[row] + 1]
+            else:
+                result[batch] = pooled
+            if tick is not None:
+                tick(int(lengths[batch].sum()))
+        return result
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @torch.no_grad()
+    def _forward(self, ids: np.ndarray) -> Tensor:
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        device = self._device
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16)
+        with autocast if self.precision == "bf16" else nullcontext():
+            out = trunk(
+                input_ids=torch.from_numpy(ids).to(device),
+                attention_mask=torch.from_numpy((ids != self.codec.pad_id).astype(np.int64)).to(
+                    device
+                ),
+            )
+        states: Tensor = out.last_hidden_state
+        return states.float()
+
+    def _pool(self, states: Tensor, lengths: np.ndarray) -> np.ndarray:
+        if self.pooling == "cls":
+            states = states[:, 0]
+        elif self.pooling == "mean":
+            counts = torch.from_numpy(lengths).to(states.device)[:, None]
+            places = torch.arange(states.shape[1], device=states.device)[None, :]
+            residue = (places >= 1) & (places <= counts)
+            # Zeroed rather than multiplied: what stands in a pad must not matter, NaN included.
+            states = states.masked_fill(~residue[:, :, None], 0).sum(1) / counts
+        return np.asarray(states.cpu().numpy())
+
+
+def regroup(pieces: Iterable[Encoded], residues: int) -> Iterator[Encoded]:
+    """Cut or join pieces into ones of at most `residues` residues (or of a single sequence).
+
+    Large pieces hold sequences of like length for a batch; small ones bound the memory.
+    """
+    ids: list[str] = []
+    tokens: list[np.ndarray] = []
+    held = 0
+    for piece in pieces:
+        for name, sequence in zip(piece.ids, piece.tokens, strict=True):
+            if ids and held + len(sequence) > residues:
+                yield Encoded(ids, tokens)
+                ids, tokens, held = [], [], 0
+            ids.append(name)
+            tokens.append(sequence)
+            held += len(sequence)
+    if ids:
+        yield Encoded(ids, tokens)

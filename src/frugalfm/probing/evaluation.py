@@ -1,0 +1,246 @@
+"""A linear probe on frozen embeddings, from a checked task to metrics and predictions.
+
+The penalty is chosen on the development split; the test split is scored once, for that choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from frugalfm.errors import InputError
+from frugalfm.probing.embed import Embedder
+from frugalfm.probing.probes import Probe, choose, fit_logistic, fit_ridge
+from frugalfm.tasks.folder import Task
+from frugalfm.tasks.metrics import Estimate, score_classes, score_numbers, to_json
+from frugalfm.tasks.splits import Split
+
+__all__ = ["Evaluation", "evaluate_task"]
+
+_WINDOW = 1 << 24  # numbers of residues' embeddings held at once
+_CHOSEN_BY = {"classification": "macro_f1", "token": "macro_f1", "regression": "spearman"}
+Tick = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a probe achieved.
+
+    Attributes
+    ----------
+    metrics
+        Fit for JSON; see :func:`evaluate_task`.
+    predictions
+        One row a test sequence: ``row`` (in its file, from 0), ``label``, ``prediction`` and,
+        for classes of sequences, ``probability`` of the predicted one.
+    """
+
+    metrics: dict[str, Any]
+    predictions: pa.Table
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Predictions for dev and test by the chosen probe, and how it was chosen."""
+
+    probe: Probe
+    grid: dict[str, float | None]
+    dev: np.ndarray
+    test: np.ndarray
+    probability: np.ndarray | None = None
+    trained_on: int = 0
+
+
+def evaluate_task(
+    embedder: Embedder,
+    task: Task,
+    *,
+    train_tokens: int = 50_000,
+    resamples: int = 1000,
+    seed: int = 0,
+    tick: Tick | None = None,
+) -> Evaluation:
+    """Fit linear probes on the training split, choose one on dev, and score it on test.
+
+    Parameters
+    ----------
+    embedder
+        With pooling ``"token"`` if, and only if, the task is one of residues.
+    task
+        Cropped to what the model takes.
+    train_tokens
+        For labels of residues: training sequences are drawn at random, whole, until their
+        residues would exceed this number.
+    resamples
+        Of the bootstrap.
+    seed
+        Determines the drawn training sequences and the resamples.
+    tick
+        Told the residues of every batch that is embedded.
+
+    Returns
+    -------
+    Evaluation
+        Its metrics are ``task, kind, reason, classes, n, probe, dev, test, baseline, repeats,
+        dropped, cropped, bootstrap``; ``dev`` and ``test`` hold a value and an interval for each
+        metric, ``baseline`` those of the majority class or the mean of the training labels.
+    """
+    if (embedder.pooling == "token") != (task.kind == "token"):
+        raise InputError(f"pooling {embedder.pooling!r} does not suit a task of kind {task.kind!r}")
+    if task.kind == "token":
+        outcome = _probe_residues(embedder, task, train_tokens, seed, tick)
+    else:
+        outcome = _probe_sequences(embedder, task, tick)
+
+    def score(split: Split, predicted: np.ndarray) -> dict[str, Any]:
+        return to_json(_score(task, split, predicted, resamples=resamples, seed=seed))
+
+    constant = _baseline(task)
+    metrics = {
+        "task": task.folder.resolve().name,
+        "kind": task.kind,
+        "reason": task.reason,
+        "classes": list(task.classes),
+        "n": {name: len(split) for name, split in task.splits.items()},
+        "probe": _describe(task, outcome),
+        "dev": score(task.dev, outcome.dev),
+        "test": score(task.test, outcome.test),
+        "baseline": {
+            "predicts": task.classes[int(constant)] if task.classes else float(constant),
+            "test": score(task.test, np.full(len(task.test.targets), constant)),
+        },
+        "repeats": task.repeats,
+        "dropped": task.dropped,
+        "cropped": task.cropped,
+        "bootstrap": {"resamples": resamples, "level": 0.95, "unit": "sequence", "seed": seed},
+    }
+    return Evaluation(metrics, _tabulate(task, outcome))
+
+
+def _probe_sequences(embedder: Embedder, task: Task, tick: Tick | None) -> _Outcome:
+    train, dev, test = (
+        embedder.embed(_encode(embedder, split), tick) for split in task.splits.values()
+    )
+    if task.kind == "regression":
+        probes = fit_ridge(train, task.train.targets)
+        found = [probe.outputs(dev)[:, 0] for probe in probes]
+    else:
+        probes = fit_logistic(train, task.train.targets, len(task.classes))
+        found = [probe.outputs(dev).argmax(1) for probe in probes]
+    best, grid = _choose(task, probes, found)
+    probe = probes[best]
+    if task.kind == "regression":
+        return _Outcome(probe, grid, found[best], probe.outputs(test)[:, 0])
+    probabilities = probe.probabilities(test)
+    return _Outcome(
+        probe, grid, found[best], probabilities.argmax(1), probabilities.max(1).astype(np.float32)
+    )
+
+
+def _probe_residues(
+    embedder: Embedder, task: Task, train_tokens: int, seed: int, tick: Tick | None
+) -> _Outcome:
+    chosen = _draw(task.train.lengths, train_tokens, seed)
+    sequences = _encode(embedder, task.train)
+    labels = np.split(task.train.targets, np.cumsum(task.train.lengths)[:-1])
+    y = np.concatenate([labels[row] for row in chosen])
+    if len(np.unique(y)) < 2:
+        raise InputError(
+            f"{task.train.path}: the {len(y)} residues drawn for training have one label only; "
+            "raise --train-tokens"
+        )
+    x = embedder.embed([sequences[row] for row in chosen], tick)
+    probes = fit_logistic(x, y, len(task.classes))
+    del x
+    parts = [
+        [probe.outputs(states).argmax(1) for probe in probes]
+        for states in _stream(embedder, task.dev, tick)
+    ]
+    found = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    best, grid = _choose(task, probes, found)
+    test = [probes[best].outputs(states).argmax(1) for states in _stream(embedder, task.test, tick)]
+    return _Outcome(probes[best], grid, found[best], np.concatenate(test), trained_on=len(y))
+
+
+def _encode(embedder: Embedder, split: Split) -> list[np.ndarray]:
+    tokens, lengths = embedder.codec.encode(split.sequences)
+    return np.split(tokens, np.cumsum(lengths)[:-1])
+
+
+def _stream(embedder: Embedder, split: Split, tick: Tick | None) -> Iterator[np.ndarray]:
+    """Embeddings of all residues, in order, some sequences at a time."""
+    limit = max(1, _WINDOW // embedder.width)
+    sequences = _encode(embedder, split)
+    window = (np.cumsum(split.lengths, dtype=np.int64) - 1) // limit
+    for part in np.split(np.arange(len(split)), np.flatnonzero(np.diff(window)) + 1):
+        yield embedder.embed([sequences[row] for row in part], tick)
+
+
+def _draw(lengths: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Whole sequences at random, at least one, of at most `limit` residues; in their order."""
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    count = int((np.cumsum(lengths[order], dtype=np.int64) <= limit).sum())
+    return np.sort(order[: max(1, count)])
+
+
+def _choose(
+    task: Task, probes: list[Probe], found: list[np.ndarray]
+) -> tuple[int, dict[str, float | None]]:
+    name = _CHOSEN_BY[task.kind]
+    values = [_score(task, task.dev, predicted, resamples=0)[name].value for predicted in found]
+    pairs = zip(probes, values, strict=True)
+    grid = {f"{p.setting:g}": None if np.isnan(v) else float(v) for p, v in pairs}
+    return choose(values), grid
+
+
+def _score(
+    task: Task, split: Split, predicted: np.ndarray, *, resamples: int, seed: int = 0
+) -> dict[str, Estimate]:
+    if task.kind == "regression":
+        return score_numbers(split.targets, predicted, resamples=resamples, seed=seed)
+    groups = np.repeat(np.arange(len(split)), split.lengths) if task.kind == "token" else None
+    return score_classes(split.targets, predicted, groups, resamples=resamples, seed=seed)
+
+
+def _baseline(task: Task) -> np.number:
+    targets = task.train.targets
+    if task.kind == "regression":
+        return np.float64(targets.mean())
+    return np.int64(np.bincount(targets).argmax())
+
+
+def _describe(task: Task, outcome: _Outcome) -> dict[str, Any]:
+    regression = task.kind == "regression"
+    probe: dict[str, Any] = {
+        "name": "ridge regression" if regression else "logistic regression",
+        "alpha" if regression else "C": outcome.probe.setting,
+        "chosen_by": f"dev {_CHOSEN_BY[task.kind]}",
+        "grid": outcome.grid,
+        "converged": outcome.probe.converged,
+    }
+    if task.kind == "token":
+        probe["train_tokens"] = outcome.trained_on
+    return probe
+
+
+def _tabulate(task: Task, outcome: _Outcome) -> pa.Table:
+    columns: dict[str, Any] = {"row": pa.array(task.test.rows, pa.int64())}
+    if task.kind == "regression":
+        columns["label"] = pa.array(task.test.targets)
+        columns["prediction"] = pa.array(outcome.test, pa.float64())
+        return pa.table(columns)
+    columns["label"] = task.test.texts
+    names = np.array(task.classes)
+    if task.kind == "classification":
+        columns["prediction"] = pa.array(names[outcome.test].tolist(), pa.string())
+        columns["probability"] = pa.array(outcome.probability, pa.float32())
+        return pa.table(columns)
+    letters = "".join(names[outcome.test].tolist())
+    ends = np.cumsum(task.test.lengths, dtype=np.int64)
+    starts = ends - task.test.lengths
+    predicted = [letters[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return pa.table(columns | {"prediction": pa.array(predicted, pa.string())})

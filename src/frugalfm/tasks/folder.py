@@ -1,0 +1,214 @@
+"""A task folder: three labelled files, checked completely before any model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+
+from frugalfm.errors import InputError
+from frugalfm.tasks.labels import Kind, code_labels, infer_kind
+from frugalfm.tasks.splits import SUFFIXES, Split, read_header, read_split
+
+__all__ = ["Leaks", "Task", "TooLong", "find_splits", "read_task"]
+
+Leaks = Literal["report", "drop", "error"]
+TooLong = Literal["crop", "error"]
+_SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked task.
+
+    Attributes
+    ----------
+    folder
+        Where it was read from.
+    kind, reason
+        What is predicted, and why that was inferred.
+    classes
+        Names of the classes in the order of their numbers; none for regression.
+    train, dev, test
+        The labelled sequences.
+    repeats
+        Sequences that occur again, counted before any were dropped: ``duplicates_in_train``
+        (rows beyond the first), ``dev_in_train``, ``test_in_train``, ``test_in_dev`` and so on.
+    dropped, cropped
+        Rows dropped as leaks, and sequences cut to what the model takes, by split.
+    """
+
+    folder: Path
+    kind: Kind
+    reason: str
+    classes: tuple[str, ...]
+    train: Split
+    dev: Split
+    test: Split
+    repeats: dict[str, int]
+    dropped: dict[str, int]
+    cropped: dict[str, int]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """All splits by name."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}
+
+
+def find_splits(folder: Path) -> dict[str, Path]:
+    """Paths of ``train``, ``dev`` and ``test``, each with one of :data:`SUFFIXES`.
+
+    Raises
+    ------
+    InputError
+        No such folder, or one of the three is missing or there twice.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; a task is a folder with train, dev and test")
+    if any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        raise InputError(
+            f"{folder}: Hugging Face dataset folders are not read yet; "
+            "save each split with to_csv() as train.csv, dev.csv and test.csv"
+        )
+    paths = {}
+    for split in _SPLITS:
+        found = [folder / (split + suffix) for suffix in SUFFIXES]
+        found = [path for path in found if path.is_file()]
+        if len(found) != 1:
+            what = f"both {found[0].name} and {found[1].name}" if found else f"no {split} file"
+            raise InputError(
+                f"{folder}: holds {what}; a task has one {split} file, "
+                f"with one of the suffixes {', '.join(SUFFIXES)}"
+            )
+        paths[split] = found[0]
+    return paths
+
+
+def read_task(
+    folder: Path,
+    alphabet: str,
+    *,
+    kind: Kind | Literal["auto"] = "auto",
+    max_residues: int | None = None,
+    too_long: TooLong = "crop",
+    leaks: Leaks = "report",
+) -> Task:
+    """Read and check a task.
+
+    Parameters
+    ----------
+    folder
+        Holds ``train``, ``dev`` and ``test`` as CSV, TSV or Parquet with the columns
+        ``sequence`` and ``label``, or ``sequence`` and ``structure`` (a character a residue).
+    alphabet
+        ``"dna"``, ``"rna"`` or ``"protein"``.
+    kind
+        What is predicted; inferred when ``"auto"``.
+    max_residues
+        Longest sequence that the model takes; None is no limit.
+    too_long
+        Cut longer sequences (and their residues' labels) at their end, or refuse them.
+    leaks
+        What to do about development rows whose sequence is also in training and test rows whose
+        sequence is also in training or development: count, drop, or refuse them.
+
+    Raises
+    ------
+    InputError
+        Anything that is wrong with the task; names file and line.
+    """
+    paths = find_splits(folder)
+    column = _choose_column(paths, kind)
+    splits = {name: read_split(path, alphabet, column) for name, path in paths.items()}
+    chosen, reason = (kind, "as asked for") if kind != "auto" else ("token", "a label a residue")
+    if kind == "auto" and column == "label":
+        chosen, reason = infer_kind(splits["train"])
+    repeats = _count_repeats(splits)
+    before = {name: len(split) for name, split in splits.items()}
+    splits = _handle_leaks(splits, repeats, leaks)
+    dropped = {name: before[name] - len(split) for name, split in splits.items()}
+    # Labels first: a label too many must not vanish by cropping.
+    coded, classes = code_labels(list(splits.values()), chosen)
+    token = chosen == "token"
+    fitted = [_fit(split, max_residues, too_long, token=token) for split in coded]
+    train, dev, test = (split for split, _ in fitted)
+    cropped = {name: count for name, (_, count) in zip(splits, fitted, strict=True)}
+    return Task(Path(folder), chosen, reason, classes, train, dev, test, repeats, dropped, cropped)
+
+
+def _choose_column(paths: Mapping[str, Path], kind: str) -> str:
+    header = read_header(paths["train"])
+    if "sequence_a" in header:
+        raise InputError(
+            f"{paths['train']}: pairs of sequences are not evaluated yet; "
+            "tasks of single sequences (sequence,label) are"
+        )
+    if kind in {"classification", "regression"}:
+        return "label"
+    if {"label", "structure"} <= set(header) and kind == "auto":
+        raise InputError(
+            f"{paths['train']}: has a column label and a column structure; "
+            "choose with --kind classification, --kind regression or --kind token"
+        )
+    return "structure" if "structure" in header or kind == "token" else "label"
+
+
+def _count_repeats(splits: Mapping[str, Split]) -> dict[str, int]:
+    counts = {
+        f"duplicates_in_{name}": len(split) - len(pc.unique(split.sequences))
+        for name, split in splits.items()
+    }
+    for later, earlier in (("dev", "train"), ("test", "train"), ("test", "dev")):
+        counts[f"{later}_in_{earlier}"] = int(_occurs(splits[later], splits[earlier]).sum())
+    return counts
+
+
+def _occurs(split: Split, other: Split) -> np.ndarray:
+    return np.asarray(pc.is_in(split.sequences, value_set=other.sequences))
+
+
+def _handle_leaks(
+    splits: Mapping[str, Split], repeats: Mapping[str, int], policy: Leaks
+) -> dict[str, Split]:
+    found = {name: count for name, count in repeats.items() if "_in_" in name and count}
+    found = {name: count for name, count in found.items() if not name.startswith("duplicates")}
+    if policy == "report" or not found:
+        return dict(splits)
+    train, dev, test = (splits[name] for name in _SPLITS)
+    if policy == "error":
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items())
+        raise InputError(
+            f"{train.path.parent}: sequences leak between splits ({counts}); "
+            "--leaks drop takes them out of dev and test, --leaks report only counts them"
+        )
+    kept = {
+        "train": train,
+        "dev": dev.take(~_occurs(dev, train)),
+        "test": test.take(~_occurs(test, train) & ~_occurs(test, dev)),
+    }
+    for split in kept.values():
+        if not len(split):
+            raise InputError(f"{split.path}: every sequence is also in an earlier split")
+    return kept
+
+
+def _fit(
+    split: Split, max_residues: int | None, policy: TooLong, *, token: bool
+) -> tuple[Split, int]:
+    lengths = split.lengths
+    too_long = lengths > (max_residues if max_residues is not None else lengths.max())
+    if not too_long.any():
+        return split, 0
+    at = int(too_long.argmax())
+    if policy == "error":
+        raise InputError(
+            f"{split.where(at)}: {lengths[at]} residues, the model takes at most {max_residues}; "
+            "--too-long crop cuts such sequences at their end"
+        )
+    assert max_residues is not None
+    return split.crop(max_residues, token=token), int(too_long.sum())

@@ -1,0 +1,128 @@
+"""``frugalfm embed``: frozen embeddings of every sequence of an input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from frugalfm.errors import InputError
+
+__all__ = ["embed"]
+
+
+def embed(
+    checkpoint: Path,
+    sequences: Path,
+    *,
+    out: Path,
+    pooling: Literal["mean", "cls", "token"] = "mean",
+    batch_tokens: int = 16384,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Write an encoder's last hidden states for every sequence, in input order.
+
+    The result is one Parquet file with the columns ``id`` and ``embedding`` (float32). Its
+    schema's metadata name the checkpoint and the settings.
+
+    Parameters
+    ----------
+    checkpoint
+        Folder of a trained encoder.
+    sequences
+        FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards.
+    out
+        The Parquet file to write.
+    pooling
+        Mean of the residues, the first special token (cls), or every residue on its own (token:
+        a list of embeddings for each sequence).
+    batch_tokens
+        Padded tokens of a batch, at most; less needs less memory.
+    precision
+        Arithmetic of the encoder.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` and so on.
+    overwrite
+        Replace the file at `out` if it was not made by the same call.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    import sys
+
+    from tqdm import tqdm
+
+    import frugalfm
+    from frugalfm.artifacts import fingerprint
+    from frugalfm.encoders import load_encoder
+    from frugalfm.encoders.checkpoints import check_checkpoint
+    from frugalfm.encoders.devices import choose_device
+    from frugalfm.probing.embed import Embedder
+    from frugalfm.probing.store import write_embeddings
+    from frugalfm.tokens.codec import Codec
+    from frugalfm.tokens.inputs import stream_encoded
+
+    check_checkpoint(checkpoint)
+    if batch_tokens < 1:
+        raise InputError(f"--batch-tokens {batch_tokens}: must be at least 1")
+    chosen = choose_device(device)
+    metadata = {
+        "frugalfm": frugalfm.__version__,
+        "checkpoint": fingerprint(checkpoint),
+        "sequences": fingerprint(sequences),
+        "pooling": pooling,
+        "precision": precision,
+    }
+    if _is_done(out, metadata, overwrite=overwrite):
+        print(f"{out}: already there, made by the same call")
+        return out
+    model, tokenizer = load_encoder(checkpoint, device=chosen)
+    codec = Codec.from_tokenizer(tokenizer)
+    # Reading everything first costs little beside the model, and finds bad records at once.
+    residues = sum(int(piece.lengths.sum()) for piece in stream_encoded(sequences, codec))
+    if not residues:
+        raise InputError(f"{sequences}: holds no sequences")
+    embedder = Embedder(model, codec, pooling, batch_tokens, precision)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(
+        total=residues,
+        desc="embed",
+        unit="residue",
+        unit_scale=True,
+        file=sys.stderr,
+        disable=None,
+        leave=False,
+    ) as bar:
+        pieces = stream_encoded(sequences, codec)
+        count = write_embeddings(out, pieces, embedder, metadata, bar.update)
+    what = "residue" if pooling == "token" else "sequence"
+    print(
+        f"{out}: {embedder.width} numbers for each {what} ({pooling}, {precision}), "
+        f"{count:,} sequences, {residues:,} residues"
+    )
+    return out
+
+
+def _is_done(out: Path, metadata: dict[str, str], *, overwrite: bool) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; --out names the Parquet file to write")
+    if not out.exists():
+        return False
+    try:
+        found = pq.read_schema(out).metadata or {}
+    except (OSError, pa.ArrowException):
+        found = {}
+    if all(found.get(key.encode()) == value.encode() for key, value in metadata.items()):
+        return True
+    if not overwrite:
+        raise InputError(
+            f"{out}: already exists and was not made by this call; "
+            "choose another --out, or replace it with --overwrite"
+        )
+    return False

@@ -1,0 +1,122 @@
+"""A task evaluated end to end: the right rows scored, test untouched by the choice."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+
+from frugalfm.encoders import create_encoder
+from frugalfm.errors import InputError
+from frugalfm.probing.embed import Embedder
+from frugalfm.probing.evaluation import _draw, evaluate_task
+from frugalfm.tasks import read_task
+from frugalfm.tokens.codec import Codec
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    model, tokenizer = create_encoder("rna-fm-tiny", seed=1)
+    return model, Codec.from_tokenizer(tokenizer)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def write(label, column="label", sizes=(60, 20, 30)):
+        random = np.random.default_rng(3)
+        for name, size in zip(("train", "dev", "test"), sizes, strict=True):
+            rows = [f"sequence,{column}"]
+            for _ in range(size):
+                letters = random.choice(list("ACGU"), p=random.dirichlet(np.ones(4)), size=20)
+                sequence = "".join(letters[: random.integers(8, 20)])
+                rows.append(f"{sequence},{label(sequence)}")
+            (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
+        return tmp_path
+
+    return write
+
+
+def test_classes(encoder, make):
+    folder = make(lambda s: "rich" if sum(map(s.count, "GC")) > len(s) / 2 else "poor")
+    task = read_task(folder, "rna")
+    found = evaluate_task(Embedder(*encoder), task, resamples=50)
+    metrics, table = found.metrics, found.predictions
+    assert table.column_names == ["row", "label", "prediction", "probability"]
+    label, prediction = table["label"].to_pylist(), table["prediction"].to_pylist()
+    assert label == task.test.texts.to_pylist()
+    accuracy = metrics["test"]["accuracy"]
+    assert accuracy["value"] == pytest.approx(oracle.accuracy_score(label, prediction))
+    assert accuracy["value"] > 0.85  # composition is nearly linear in the mean embedding
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    assert metrics["test"]["mcc"]["value"] == pytest.approx(
+        oracle.matthews_corrcoef(label, prediction)
+    )
+    majority = max(metrics["classes"], key=task.train.texts.to_pylist().count)
+    assert metrics["baseline"]["predicts"] == majority
+    assert metrics["baseline"]["test"]["accuracy"]["value"] == label.count(majority) / 30
+    assert metrics["n"] == {"train": 60, "dev": 20, "test": 30}
+    probe = metrics["probe"]
+    assert probe["grid"][f"{probe['C']:g}"] == max(probe["grid"].values())
+    assert probe["grid"][f"{probe['C']:g}"] == pytest.approx(metrics["dev"]["macro_f1"]["value"])
+    assert all(0.5 <= p <= 1 for p in table["probability"].to_pylist())
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_test_labels_do_not_reach_the_choice_or_the_predictions(encoder, make):
+    folder = make(lambda s: "rich" if sum(map(s.count, "GC")) > len(s) / 2 else "poor")
+    first = evaluate_task(Embedder(*encoder), read_task(folder, "rna"), resamples=0)
+    test = folder / "test.csv"
+    test.write_text(test.read_text().replace("poor", "none").replace("rich", "poor"))
+    test.write_text(test.read_text().replace("none", "rich"))
+    second = evaluate_task(Embedder(*encoder), read_task(folder, "rna"), resamples=0)
+    assert first.metrics["probe"] == second.metrics["probe"]
+    assert first.predictions["prediction"] == second.predictions["prediction"]
+    accuracies = [x.metrics["test"]["accuracy"]["value"] for x in (first, second)]
+    assert sum(accuracies) == pytest.approx(1)
+
+
+def test_numbers(encoder, make):
+    task = read_task(make(lambda s: f"{s.count('A') / len(s):.3f}"), "rna")
+    found = evaluate_task(Embedder(*encoder), task, resamples=50)
+    assert found.metrics["probe"]["name"] == "ridge regression"
+    assert found.metrics["test"]["spearman"]["value"] > 0.8
+    assert found.metrics["baseline"]["test"]["spearman"]["value"] is None
+    assert found.metrics["baseline"]["predicts"] == pytest.approx(task.train.targets.mean())
+    label, prediction = found.predictions["label"], found.predictions["prediction"]
+    assert found.metrics["test"]["r2"]["value"] == pytest.approx(
+        oracle.r2_score(label.to_numpy(), prediction.to_numpy())
+    )
+    json.dumps(found.metrics, allow_nan=False)
+
+
+def test_residues(encoder, make, monkeypatch):
+    monkeypatch.setattr("frugalfm.probing.evaluation._WINDOW", 40 * 128)  # several windows
+    folder = make(lambda s: s.translate(str.maketrans("ACGU", ".(.)")), "structure")
+    task = read_task(folder, "rna")
+    found = evaluate_task(
+        Embedder(*encoder, pooling="token"), task, train_tokens=400, resamples=50, seed=4
+    )
+    assert found.metrics["probe"]["train_tokens"] <= 400
+    assert found.metrics["test"]["accuracy"]["value"] > 0.97
+    labels, predictions = (found.predictions[c].to_pylist() for c in ("label", "prediction"))
+    assert [len(p) for p in predictions] == task.test.lengths.tolist()
+    assert labels == task.test.texts.to_pylist()
+    f1 = oracle.f1_score(list("".join(labels)), list("".join(predictions)), average="macro")
+    assert found.metrics["test"]["macro_f1"]["value"] == pytest.approx(f1)
+
+
+def test_training_sequences_are_drawn_whole_under_the_cap():
+    lengths = np.array([30, 10, 20, 40, 5])
+    for seed in range(20):
+        rows = _draw(lengths, 60, seed)
+        assert lengths[rows].sum() <= 60
+        assert (np.diff(rows) > 0).all()
+    assert len({tuple(_draw(lengths, 60, seed)) for seed in range(20)}) > 3
+    assert len(_draw(lengths, 1, 0)) == 1
+    assert _draw(lengths, 1000, 0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_pooling_must_suit_the_task(encoder, make):
+    task = read_task(make(lambda s: s[0]), "rna")
+    with pytest.raises(InputError, match="does not suit"):
+        evaluate_task(Embedder(*encoder, pooling="token"), task)
