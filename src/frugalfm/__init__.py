@@ -14,10 +14,27 @@ from frugalfm.attention.interface import install_with_transformers
 
 __version__ = "0.1.0"
 
-VERBS = ("build", "pretrain", "score", "select", "outliers")
+VERBS = (
+    "build",
+    "pretrain",
+    "score",
+    "select",
+    "embed",
+    "evaluate",
+    "outliers",
+    "quantize",
+    "demo",
+)
 
 if TYPE_CHECKING:
     from frugalfm.verbs.build import build as build
+    from frugalfm.verbs.demo import demo as demo
+    from frugalfm.verbs.embed import embed as embed
+    from frugalfm.verbs.evaluate import evaluate as evaluate
+    from frugalfm.verbs.outliers import outliers as outliers
+    from frugalfm.verbs.pretrain import pretrain as pretrain
+    from frugalfm.verbs.quantize import quantize as quantize
+    from frugalfm.verbs.score import score as score
     from frugalfm.verbs.select import select as select
 
 __all__ = [*VERBS, "VERBS", "__version__"]  # noqa: PLE0604 - VERBS are names

@@ -45,6 +45,8 @@ PRESETS: dict[str, Preset] = {
     "rna-fm-small": Preset(layers=6, width=384, heads=12, feed_forward=1536),
     # 0.9M parameters: trains on a laptop.
     "rna-fm-tiny": Preset(layers=4, width=128, heads=4, feed_forward=512),
+    # 0.2M parameters: trains while you watch; the demo's.
+    "rna-fm-nano": Preset(layers=3, width=64, heads=2, feed_forward=256),
 }
 
 

@@ -134,14 +134,19 @@ def train(
         leave=False,
     )
     started = time.perf_counter()
+    losses: list[Tensor] = []
     model.train()
     for step, epoch, batch in _iterate(data, recipe, done):
         factor = scale_learning_rate(step, recipe.steps, recipe.warmup)
         loss = _take_step(model, optimizers, batch.to(device), recipe, factor, step)
         last = step + 1 == recipe.steps
+        losses.append(loss)
         bar.update()
-        if (step + 1) % recipe.log_every == 0 or last:
-            value = float(loss)
+        saves = (step + 1) % recipe.save_every == 0
+        # A line before every saved state, so that resuming finds no half-filled mean.
+        if (step + 1) % recipe.log_every == 0 or saves or last:
+            value = float(torch.stack(losses).mean())
+            losses.clear()
             _refuse_nan(value, step)
             bar.set_postfix(loss=f"{value:.3f}")
             log.write(
@@ -149,7 +154,7 @@ def train(
             )
         if (step + 1) % recipe.validate_every == 0 or last:
             log.write(step=step + 1, validation_loss=validate(model, data, recipe, device))
-        if (step + 1) % recipe.save_every == 0 and not last:
+        if saves and not last:
             save_state(folder, step + 1, model, optimizers)
     bar.close()
     model.eval()

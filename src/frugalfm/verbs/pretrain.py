@@ -42,7 +42,7 @@ def pretrain(
     data
         Shards or a coreset.
     model
-        A named size (rna-fm, rna-fm-small, rna-fm-tiny), a transformers config.json, or a
+        A named size (rna-fm, rna-fm-small, rna-fm-tiny, rna-fm-nano), a transformers config.json, or a
         checkpoint folder to continue from.
     out
         The checkpoint: weights, config, tokenizer, log.jsonl, model card.
