@@ -34,7 +34,7 @@ FRAGMENT = 60
 
 
 def order(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """Map a text to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56
 
 

@@ -178,6 +178,7 @@ class Stage:
         self.work.replace(self.out)
         _fsync_folder(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)
+        _lock_path(self.out).unlink(missing_ok=True)
         self.close()
         return self.out
 
@@ -240,14 +241,7 @@ def open_stage(
 def _claim(stage: Stage) -> None:
     """Lock the staging folder, keeping its content only if the same call left it."""
     stage.out.parent.mkdir(parents=True, exist_ok=True)
-    # The lock lives beside the folder: it must survive the folder's being wiped or renamed.
-    lock = stage.out.with_name(f".{stage.out.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise InputError(f"{stage.out}: another process is writing it; wait or stop it") from None
-    stage.lock = lock
+    stage.lock = _lock(stage.out)
     plan = {"kind": stage.kind, "key": _identity(stage.config, stage.inputs)}
     with contextlib.suppress(OSError, ValueError):
         stage.resumed = json.loads((stage.work / _PLAN).read_text()) == plan
@@ -255,6 +249,27 @@ def _claim(stage: Stage) -> None:
         shutil.rmtree(stage.work, ignore_errors=True)
         stage.work.mkdir()
         write_json(stage.work / _PLAN, plan)
+
+
+def _lock(out: Path) -> IO[Any]:
+    """Lock an artifact's making; the lock's file is beside the staging folder, and outlives it."""
+    path = _lock_path(out)
+    while True:
+        lock = path.open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise InputError(f"{out}: another process is writing it; wait or stop it") from None
+        # Another process may have finished, and removed the file, since we opened it.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                return lock
+        lock.close()
+
+
+def _lock_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lock")
 
 
 def _identity(config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:

@@ -79,7 +79,8 @@ class _Chain:
         self.out = out
         self.steps = steps
         self.budget = budget
-        self.common = {"seed": seed, "overwrite": overwrite}
+        self.overwrite = overwrite
+        self.common: dict[str, Any] = {"seed": seed, "overwrite": overwrite}
 
     def stages(self) -> list[tuple[str, Callable[[], object]]]:
         """List all stages in order, with their labels."""
@@ -126,7 +127,7 @@ class _Chain:
             max_length=MAX_LENGTH,
             min_length=MIN_LENGTH,
             out=self.out / name,
-            overwrite=bool(self.common["overwrite"]),
+            overwrite=self.overwrite,
         )
 
     def save_untrained(self) -> None:
@@ -135,10 +136,9 @@ class _Chain:
 
         config = {"model": MODEL, "seed": self.common["seed"], "steps": 0}
         folder = self.out / "models/untrained"
-        overwrite = bool(self.common["overwrite"])
-        stage = open_stage(folder, "checkpoint", config, {}, overwrite=overwrite)
+        stage = open_stage(folder, "checkpoint", config, {}, overwrite=self.overwrite)
         if not stage.done:
-            save_encoder(*create_encoder(MODEL, seed=int(self.common["seed"])), stage.work)
+            save_encoder(*create_encoder(MODEL, seed=self.common["seed"]), stage.work)
             stage.commit({"steps": 0})
 
     def pretraining(
@@ -167,7 +167,7 @@ class _Chain:
             model=self.out / "models/full-softmax",
             out=self.out / "scores",
             subset=1000,
-            **self.common,  # type: ignore[arg-type]
+            **self.common,
         )
 
     def select(self, strategy: Any) -> None:
@@ -179,7 +179,7 @@ class _Chain:
             strategy=strategy,
             data=self.out / "pool",
             out=self.out / "coresets" / strategy,
-            **self.common,  # type: ignore[arg-type]
+            **self.common,
         )
 
     def evaluate(self, name: str) -> None:
@@ -189,7 +189,7 @@ class _Chain:
             self.out / "models" / name,
             task=find_data() / "families",
             out=self.out / "evaluations" / name,
-            **self.common,  # type: ignore[arg-type]
+            **self.common,
         )
 
     def embed(self, name: str) -> None:
@@ -199,7 +199,7 @@ class _Chain:
             self.out / "models" / name,
             find_data() / "families/test.csv",
             out=self.out / f"embeddings-{name}.parquet",
-            overwrite=bool(self.common["overwrite"]),
+            overwrite=self.overwrite,
         )
 
     def outliers(self, name: str) -> None:
@@ -209,7 +209,7 @@ class _Chain:
             self.out / "models" / name,
             data=self.out / "validation",
             out=self.out / "outliers" / name,
-            **self.common,  # type: ignore[arg-type]
+            **self.common,
         )
 
     def quantize(self, name: str, bits: int) -> None:
@@ -221,7 +221,7 @@ class _Chain:
             activations=bits,
             data=self.out / "pool",
             out=self.out / "quantization" / f"{name}-w{bits}a{bits}",
-            **self.common,  # type: ignore[arg-type]
+            **self.common,
         )
 
 

@@ -42,8 +42,8 @@ def pretrain(
     data
         Shards or a coreset.
     model
-        A named size (rna-fm, rna-fm-small, rna-fm-tiny, rna-fm-nano), a transformers config.json, or a
-        checkpoint folder to continue from.
+        A named size (rna-fm, rna-fm-small, rna-fm-tiny, rna-fm-nano), a transformers config.json,
+        or a checkpoint folder to continue from.
     out
         The checkpoint: weights, config, tokenizer, log.jsonl, model card.
     attention

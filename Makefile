@@ -1,0 +1,32 @@
+# The two commands of the README, and what continuous integration adds.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint
+.DEFAULT_GOAL := demo
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-cpu.txt -e .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-cpu.txt -e ".[test,lint]"
+	touch $@
+
+## install what is missing and run the whole chain on the bundled data
+demo: install
+	$(BIN)/frugalfm demo
+
+## install what is missing and pass the tests
+test: $(VENV)/tested
+	$(BIN)/python -m pytest
+
+## ruff and mypy
+lint: $(VENV)/tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
