@@ -102,7 +102,8 @@ def _on_full(results: Results, random: Model | None) -> str:
         return ""
     found = compare_probes(full, random)
     times = full.sequences / max(random.sequences, 1)
-    gain = f"{times:.{0 if times >= 9.5 else 1}f} times the data against random: {_points(found)} points of accuracy"
+    digits = 0 if times >= 9.5 else 1
+    gain = f"{times:.{digits}f} times the data against random: {_points(found)} points of accuracy"
     if found.low > 0:
         return f"{gain}, so there is a gain that a good choice of data could win back."
     return (
