@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from frugalfm.encoders import create_encoder
+from frugalfm.encoders.devices import limit_batch
 from frugalfm.influence import HeadGradients, ScoreRecipe, estimate_fisher, score_sequences
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
@@ -33,7 +34,7 @@ def run_forward(gradients: HeadGradients, sequences: list[np.ndarray], batch_tok
     """All passes of the whole model and nothing else."""
     codec = gradients.codec
     lengths = np.array([len(s) for s in sequences])
-    for rows in plan_by_length(lengths, batch_tokens):
+    for rows in plan_by_length(lengths, limit_batch(batch_tokens, gradients.device)):
         batch = [sequences[row] for row in rows]
         ids, counts = codec.collate(batch)
         groups = mask_groups(ids.shape[1], counts, hash_sequences(batch), gradients.groups)

@@ -54,7 +54,7 @@ def gradient_by_definition(model, codec, sequence, groups, passes):
 
     weight = model.get_parameter(name).detach()
     n = int(((group >= 0) & (group < passes)).sum())
-    result = grad(loss)(weight), float(loss(weight)), n
+    result = grad(loss)(weight), loss(weight).item(), n
     model.float()
     return result
 

@@ -6,7 +6,9 @@ import torch
 
 from frugalfm.errors import InputError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "limit_batch"]
+
+_CPU_TOKENS = 2048
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -37,3 +39,11 @@ def choose_device(name: str = "auto") -> torch.device:
                 f"device {name!r} is not here ({count} CUDA devices are); use --device auto or cpu"
             )
     return device
+
+
+def limit_batch(batch_tokens: int, device: torch.device) -> int:
+    """Tokens of a batch for a forward pass alone: fewer on a CPU, where large ones are slower.
+
+    A batch that stays in the processor's cache runs up to twice as fast (benchmarks/scoring.py).
+    """
+    return min(batch_tokens, _CPU_TOKENS) if device.type == "cpu" else batch_tokens

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frugalfm.encoders.devices import limit_batch
 from frugalfm.errors import FrugalError
 from frugalfm.influence.gradients import HeadGradients, SequenceGradients
 from frugalfm.tokens.batches import plan_by_length
@@ -155,7 +156,8 @@ def _batches(
     gradients: HeadGradients, sequences: Sequence[np.ndarray], recipe: ScoreRecipe
 ) -> Iterator[tuple[np.ndarray, SequenceGradients]]:
     lengths = np.array([len(s) for s in sequences], dtype=np.int32)
-    for rows in plan_by_length(lengths, recipe.batch_tokens):
+    limit = limit_batch(recipe.batch_tokens, gradients.device)
+    for rows in plan_by_length(lengths, limit):
         yield rows, gradients([sequences[row] for row in rows])
 
 

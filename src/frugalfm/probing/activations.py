@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from frugalfm.encoders.anatomy import describe_encoder
+from frugalfm.encoders.devices import limit_batch
 from frugalfm.errors import InputError
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
@@ -164,7 +165,7 @@ def measure_outliers(
         sums[block.output_norm] = _Sums(layer, "layer_norm")
     device = next(model.parameters()).device
     lengths = np.array([len(sequence) for sequence in sequences])
-    plan = plan_by_length(lengths, batch_tokens)
+    plan = plan_by_length(lengths, limit_batch(batch_tokens, device))
     bar = tqdm(plan, desc="outliers", unit="batch", file=sys.stderr, disable=None, leave=False)
     with watch(model, list(sums), lambda name, x: sums[name].add(name, x), "output"):
         for rows in bar:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from frugalfm.encoders.devices import limit_batch
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.inputs import Encoded
@@ -23,8 +24,6 @@ from frugalfm.tokens.inputs import Encoded
 __all__ = ["Embedder", "Pooling", "regroup"]
 
 Pooling = Literal["mean", "cls", "token"]
-
-_CPU_TOKENS = 2048  # larger batches leave the processor's cache and are slower
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,7 @@ class Embedder:
         per_residue = self.pooling == "token"
         rows = int(lengths.sum()) if per_residue else len(sequences)
         result = np.empty((rows, self.width), dtype=np.float32)
-        most = self.batch_tokens
-        if self._device.type == "cpu":
-            most = min(most, _CPU_TOKENS)
-        for batch in plan_by_length(lengths, most):
+        for batch in plan_by_length(lengths, limit_batch(self.batch_tokens, self._device)):
             ids, _ = self.codec.collate([sequences[row] for row in batch])
             pooled = self._pool(self._forward(ids), lengths[batch])
             if per_residue:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from frugalfm.artifacts import write_atomically
+from frugalfm.encoders.devices import limit_batch
 from frugalfm.errors import FrugalError
 from frugalfm.tokens.masking import IGNORED
 from frugalfm.training.data import Batch, TrainingData, make_batch
@@ -175,7 +176,7 @@ def validate(model: nn.Module, data: TrainingData, recipe: Recipe, device: torch
     was_training = model.training
     model.eval()
     total, targets = 0.0, 0
-    for made in data.validation_batches(recipe.batch_tokens):
+    for made in data.validation_batches(limit_batch(recipe.batch_tokens, device)):
         batch = made.to(device)
         count = int((batch.labels != IGNORED).sum())
         with autocast(device, recipe.precision):
