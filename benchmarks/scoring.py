@@ -20,13 +20,12 @@ import numpy as np
 import torch
 
 from frugalfm.encoders import create_encoder
-from frugalfm.encoders.devices import limit_batch
+from frugalfm.encoders.devices import autocast, limit_batch
 from frugalfm.influence import HeadGradients, ScoreRecipe, estimate_fisher, score_sequences
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.inputs import sample_encoded
 from frugalfm.tokens.masking import hash_sequences, mask_groups
-from frugalfm.training.loop import autocast
 
 
 @torch.no_grad()

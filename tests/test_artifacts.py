@@ -55,15 +55,59 @@ def test_a_folder_that_is_no_artifact_is_never_replaced_by_accident(tmp_path):
     assert (tmp_path / "x/thesis.doc").exists()
 
 
+def test_overwrite_replaces_artifacts_only(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.doc").write_text("years of work")
+    with pytest.raises(InputError, match="is no artifact"):
+        make(tmp_path / "precious", overwrite=True)
+    assert (tmp_path / "precious/thesis.doc").exists()
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "empty")
+    assert read_manifest(tmp_path / "empty")["kind"] == "thing"
+
+
+def test_an_output_inside_its_input_is_refused(tmp_path):
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match="inside the input"):
+        make(tmp_path / "x/y", inputs={"x": tmp_path / "x"})
+
+
+@pytest.mark.parametrize("moment", ["hashing", "manifest", "rename"])
+def test_killed_while_committing_it_resumes(tmp_path, monkeypatch, moment):
+    """All work is done by then; it must not be done again."""
+    make(tmp_path / "x", config={"old": 1})
+    stage = open_stage(tmp_path / "x", "thing", {"a": 1}, {}, overwrite=True)
+    (stage.work / "data.txt").write_text("hello")
+    (stage.scratch / "state").write_text("dear")
+    target = {"hashing": "os.fsync", "manifest": "frugalfm.artifacts.write_json"}.get(moment)
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target or "pathlib.Path.replace", fail)
+        with stage, pytest.raises(OSError, match="disk full"):
+            stage.commit({})
+    assert read_manifest(tmp_path / "x")["config"] == {"old": 1}
+    with open_stage(tmp_path / "x", "thing", {"a": 1}, {}, overwrite=True) as again:
+        assert again.resumed
+        assert (again.scratch / "state").read_text() == "dear"
+        again.commit({})
+    found = read_manifest(tmp_path / "x")
+    assert found["config"] == {"a": 1}
+    assert set(found["files"]) == {"data.txt"}
+    assert {p.name for p in (tmp_path / "x").iterdir()} == {"data.txt", "manifest.json"}
+
+
 def test_interrupted_work_is_resumed_by_the_same_call_only(tmp_path):
     first = open_stage(tmp_path / "x", "thing", {"a": 1}, {})
     (first.work / "half").write_text("1")
-    first.close()
+    first.__exit__()
     other = open_stage(tmp_path / "x", "thing", {"a": 2}, {})
     assert not other.resumed
     assert not (other.work / "half").exists()
     (other.work / "half").write_text("2")
-    other.close()
+    other.__exit__()
     again = open_stage(tmp_path / "x", "thing", {"a": 2}, {})
     assert again.resumed
     assert (again.work / "half").read_text() == "2"

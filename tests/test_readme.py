@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import frugalfm
 from frugalfm.cli import main
@@ -33,7 +32,7 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     Path("my-sequences.fasta").write_text("".join(records))
     Path("my-task").mkdir()
     for split in ("train", "dev", "test"):
-        rows = [f"{draw(30)},{'ab'[i % 2]}\n" for i in range(20)]
+        rows = [f"{draw(30)},{'ab'[i % 2]}\n" for i in range(60)]
         Path(f"my-task/{split}.csv").write_text("sequence,label\n" + "".join(rows))
     for line in COMMANDS.splitlines():
         program, *words = shlex.split(line)
@@ -63,6 +62,24 @@ def test_version_is_in_one_place():
         assert not re.search(r"^version\s*[:=]", path.read_text(), re.MULTILINE), path
 
 
-@pytest.mark.parametrize("name", ["build", "score"])
-def test_a_verb_is_a_function(name):
-    assert getattr(frugalfm, name).__module__ == f"frugalfm.verbs.{name}"
+def test_verbs_are_functions_that_take_strings(tmp_path, monkeypatch):
+    """As the README shows them; ~ is the home folder in them too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = "".join(f">s{i}\n{'ACGU' * (5 + i)}\n" for i in range(60))
+    Path("x.fasta").write_text(rows)
+    Path("task").mkdir()
+    for split, shift in (("train", 0), ("dev", 20), ("test", 40)):
+        lines = [f"{'ACGGU' * (2 + shift + i)},{'ab'[i % 2]}\n" for i in range(20)]
+        Path(f"task/{split}.csv").write_text("sequence,label\n" + "".join(lines))
+    frugalfm.build("~/x.fasta", alphabet="rna", out="~/pool")
+    frugalfm.pretrain("pool", model="rna-fm-nano", steps=2, out="model", batch_tokens=500)
+    frugalfm.score("pool", model="model", out="scores", subset=10)
+    frugalfm.select("scores", budget="30%", strategy="coverage", out="coreset")
+    frugalfm.pretrain("coreset", model="model", steps=2, out="more", batch_tokens=500)
+    frugalfm.embed("model", "x.fasta", out="~/x.parquet")
+    frugalfm.evaluate("model", task="task", out="evaluation")
+    frugalfm.outliers("model", data="x.fasta", out="outliers")
+    frugalfm.quantize("model", data="x.fasta", out="quantized", calibration_batches=4)
+    assert not Path("~").exists()
+    assert Path("x.parquet").is_file()

@@ -71,15 +71,21 @@ def main(source: Path, out: Path) -> None:
     pool: list[Record] = []
     validation: list[Record] = []
     labelled = defaultdict(list)
+    seen: set[str] = set()
     for origin, records in read_sources(source).items():
         family, train, held_out = SOURCES[origin]
         prefix = family.replace(" ", "_")
         named = [(f"{prefix}|{name}", sequence) for name, sequence in records]
         pool += named[:train]
         validation += named[train : train + held_out]
-        rest = iter(named[train + held_out :])
+        # Conserved regions give the same fragment again: each is used once.
+        cut = map(cut_fragment, named[train + held_out :])
+        fresh = (fragment for fragment in cut if fragment not in seen)
         for split, count in SPLITS.items():
-            labelled[split] += [(cut_fragment(next(rest)), family) for _ in range(count)]
+            for _ in range(count):
+                fragment = next(fresh)
+                seen.add(fragment)
+                labelled[split].append((fragment, family))
     (out / "families").mkdir(parents=True, exist_ok=True)
     for split, rows in labelled.items():
         with (out / "families" / f"{split}.csv").open("w", newline="") as handle:

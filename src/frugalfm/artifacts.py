@@ -2,7 +2,8 @@
 
 A stage works in ``.NAME.partial`` beside its destination. A killed stage leaves that folder
 behind, and the same call made again finds it and continues; a call with other settings starts
-afresh. Only :meth:`Stage.commit` makes the destination appear, all at once.
+afresh. Only :meth:`Stage.commit` makes the destination appear, all at once. What only an
+unfinished stage needs goes to :attr:`Stage.scratch`, which outlives everything but that rename.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = ["Stage", "fingerprint", "open_stage", "read_manifest", "write_atomica
 
 MANIFEST = "manifest.json"
 _PLAN = ".plan.json"
+_SCRATCH = ".scratch"
 _RECORDED_LIBRARIES = ("torch", "transformers", "numpy", "pyarrow", "duckdb", "scikit-learn")
 
 
@@ -141,6 +143,22 @@ class Stage:
     resumed: bool = False
     lock: IO[Any] | None = field(default=None, repr=False)
 
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give up the lock; what an unfinished stage has made stays for a later resume."""
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for what does not belong to the artifact: state to resume from, spilled data."""
+        folder = self.work / _SCRATCH
+        folder.mkdir(exist_ok=True)
+        return folder
+
     @property
     def summary(self) -> dict[str, Any]:
         """The summary that the finished artifact was committed with."""
@@ -148,10 +166,14 @@ class Stage:
         return found
 
     def commit(self, summary: Mapping[str, Any]) -> Path:
-        """Flush everything, write the manifest, and rename the staging folder into place."""
-        (self.work / _PLAN).unlink(missing_ok=True)
+        """Flush everything, write the manifest, and rename the staging folder into place.
+
+        The plan and the scratch folder go last: killed before the rename, the stage resumes.
+        """
+        for draft in self.work.rglob(".*.tmp"):
+            draft.unlink()  # of an atomic write that was killed
         files = {}
-        for file in sorted(p for p in self.work.rglob("*") if p.is_file()):
+        for file in _own_files(self.work):
             with file.open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
                 os.fsync(handle.fileno())
@@ -173,20 +195,17 @@ class Stage:
             },
         )
         old = self.out.with_name(f".{self.out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if self.out.exists():
             self.out.replace(old)
         self.work.replace(self.out)
         _fsync_folder(self.out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        for leftover in (old, self.out / _SCRATCH):
+            shutil.rmtree(leftover, ignore_errors=True)
+        (self.out / _PLAN).unlink(missing_ok=True)
         _lock_path(self.out).unlink(missing_ok=True)
-        self.close()
+        self.__exit__()
         return self.out
-
-    def close(self) -> None:
-        """Give up the lock; the staging folder stays for a later resume."""
-        if self.lock is not None:
-            self.lock.close()
-            self.lock = None
 
 
 def open_stage(
@@ -210,14 +229,17 @@ def open_stage(
     inputs
         Named input paths, identified by content; None is left out.
     overwrite
-        Replace a different artifact at `out` instead of refusing.
+        Replace a different artifact at `out` instead of refusing; never anything else.
 
     Raises
     ------
     InputError
-        `out` holds something else, or another process is writing it.
+        `out` holds something else or lies inside an input, or another process is writing it.
     """
-    out = Path(out)
+    out = Path(out).absolute()
+    for path in inputs.values():
+        if path is not None and Path(path).absolute() in {out, *out.parents}:
+            raise InputError(f"{out}: lies inside the input {path}; choose another --out")
     settings = json.loads(json.dumps(dict(config), default=str))
     sources = {
         name: {"path": str(path), "sha256": fingerprint(path)}
@@ -229,13 +251,31 @@ def open_stage(
         if _is_same(out, stage):
             stage.done = True
             return stage
-        if not overwrite:
-            raise InputError(
-                f"{out}: already exists and was not made by this call; "
-                "choose another --out, or replace it with --overwrite"
-            )
+        _refuse_to_replace(out, overwrite)
     _claim(stage)
     return stage
+
+
+def _refuse_to_replace(out: Path, overwrite: bool) -> None:
+    """Raise unless `out` is an empty folder, or an artifact that may be overwritten."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not (out / MANIFEST).is_file():
+        raise InputError(f"{out}: already exists and is no artifact; choose another --out")
+    if not overwrite:
+        raise InputError(
+            f"{out}: already exists and was not made by this call; "
+            "choose another --out, or replace it with --overwrite"
+        )
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """All files of an artifact in the making, in order."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file.relative_to(folder).parts[0] not in {MANIFEST, _PLAN, _SCRATCH}
+    )
 
 
 def _claim(stage: Stage) -> None:
@@ -258,7 +298,7 @@ def _lock(out: Path) -> IO[Any]:
         lock = path.open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.close()
             raise InputError(f"{out}: another process is writing it; wait or stop it") from None
         # Another process may have finished, and removed the file, since we opened it.

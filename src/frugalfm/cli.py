@@ -50,6 +50,7 @@ def _make_app() -> App:
         help_format="plaintext",
         version=__version__,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for verb in VERBS:
         app.command(getattr(frugalfm, verb), name=verb.replace("_", "-"))

@@ -16,8 +16,8 @@ class InputError(FrugalError):
 
 def require_positive(*, seed: int = 0, **options: float | None) -> None:
     """Refuse numbers of a verb that make no sense; None is an option that was not given."""
-    if seed < 0:
-        raise InputError(f"--seed must not be negative, as {seed} is")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed must be at least 0 and below 2^31, not {seed}")
     for name, value in options.items():
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {value}")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from frugalfm.errors import InputError
-from frugalfm.quantization import compare, make_batch, quantize_minmax, split_batches, survey_sites
+from frugalfm.quantization import compare, quantize_minmax, split_batches, survey_sites
 from frugalfm.quantization.data import Split
 from frugalfm.tokens.masking import IGNORED
 
@@ -168,10 +168,6 @@ def test_split_is_disjoint_exact_and_reproducible(codec):
     for one, other in zip(split.evaluation, again.evaluation, strict=True):
         assert torch.equal(one.input_ids, other.input_ids)
         assert torch.equal(one.labels, other.labels)
-    # Masks do not depend on the batch.
-    alone = make_batch(sequences, np.array([7]), codec)
-    both = make_batch(sequences, np.array([7, 60]), codec)
-    assert torch.equal(alone.input_ids[0], both.input_ids[0, : alone.input_ids.shape[1]])
     with pytest.raises(InputError, match="need 80"):
         split_batches(sequences, codec, calibration_batches=40)
 

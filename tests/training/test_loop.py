@@ -39,7 +39,7 @@ def test_learns_homopolymers(tmp_path, optimizer, attention):
         steps=150, batch_tokens=1000, optimizer=optimizer, learning_rate=4e-3, warmup=0.1
     )
     before = validate(model, data, recipe, CPU)
-    found = train(model, data, recipe, tmp_path, device=CPU)
+    found = train(model, data, recipe, tmp_path, state=tmp_path, device=CPU)
     assert before > 2.5
     assert found["validation_loss"] < 0.3
     assert not model.training
@@ -51,7 +51,7 @@ def test_learns_homopolymers(tmp_path, optimizer, attention):
 def test_bf16_trains_too(tmp_path):
     model, data = make_setting()
     recipe = Recipe(steps=5, batch_tokens=1000, precision="bf16")
-    found = train(model, data, recipe, tmp_path, device=CPU)
+    found = train(model, data, recipe, tmp_path, state=tmp_path, device=CPU)
     assert math.isfinite(found["validation_loss"])
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
@@ -61,7 +61,7 @@ def test_diverging_run_is_stopped_with_a_remedy(tmp_path):
     with torch.no_grad():
         model.lm_head.bias.fill_(float("nan"))
     with pytest.raises(FrugalError, match="--learning-rate"):
-        train(model, data, Recipe(steps=20), tmp_path, device=CPU)
+        train(model, data, Recipe(steps=20), tmp_path, state=tmp_path, device=CPU)
 
 
 def test_epochs_become_steps():

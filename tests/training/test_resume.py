@@ -47,7 +47,7 @@ def test_resumed_weights_are_bitwise_the_same(tmp_path, monkeypatch, optimizer, 
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     with_dropout(whole)
-    expected = train(whole, data, recipe, tmp_path / "whole", device=CPU)
+    expected = train(whole, data, recipe, tmp_path / "whole", state=tmp_path / "whole", device=CPU)
 
     cut, _ = create_encoder("rna-fm-nano", attention="softmax1", seed=1)
     with_dropout(cut)
@@ -60,14 +60,14 @@ def test_resumed_weights_are_bitwise_the_same(tmp_path, monkeypatch, optimizer, 
 
     monkeypatch.setitem(train.__globals__, "_take_step", fail)
     with pytest.raises(Killed):
-        train(cut, data, recipe, tmp_path / "cut", device=CPU)
+        train(cut, data, recipe, tmp_path / "cut", state=tmp_path / "cut", device=CPU)
     monkeypatch.undo()
 
     resumed, _ = create_encoder("rna-fm-nano", attention="softmax1", seed=99)  # other weights
     if kill_at < 3:  # nothing saved yet: begins anew, from the same initial weights
         resumed, _ = create_encoder("rna-fm-nano", attention="softmax1", seed=1)
     with_dropout(resumed)
-    found = train(resumed, data, recipe, tmp_path / "cut", device=CPU)
+    found = train(resumed, data, recipe, tmp_path / "cut", state=tmp_path / "cut", device=CPU)
     for (name, a), (_, b) in zip(
         whole.state_dict().items(), resumed.state_dict().items(), strict=True
     ):
@@ -120,7 +120,7 @@ def test_killed_process_resumes_to_the_same_checkpoint(tmp_path):
     command = [sys.executable, "-c", script, "pretrain", str(tmp_path / "shards"), *words]
     with subprocess.Popen([*command, "--out", str(tmp_path / "killed")]) as process:
         deadline = time.monotonic() + 120
-        while not list((tmp_path / ".killed.partial").glob("state-*")):
+        while not list((tmp_path / ".killed.partial/.scratch").glob("state-*")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.01)

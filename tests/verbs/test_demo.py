@@ -22,7 +22,7 @@ def small_data(tmp_path, monkeypatch):
     def make(name):
         return "".join(random.choice(list(bases[name] + "ACGU"), random.integers(30, 90)))
 
-    for file, count in (("pool", 90), ("validation", 12)):
+    for file, count in (("pool", 90), ("validation", 80)):
         with dnaio.open(folder / f"{file}.fasta.gz", mode="w") as writer:
             for i in range(count):
                 name = list(bases)[i % 3]

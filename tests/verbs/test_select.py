@@ -170,8 +170,11 @@ def test_a_changed_bit_in_the_scores_is_found(tmp_path, scores):
         frugalfm.select(scores, budget="9", strategy="random", out=tmp_path / "coreset")
 
 
-def test_an_interrupted_run_is_taken_up(tmp_path, scores, monkeypatch):
-    import frugalfm.coreset
+@pytest.mark.parametrize(
+    "moment", ["frugalfm.coreset.copy_rows", "frugalfm.verbs.select.write_json"]
+)
+def test_an_interrupted_run_is_taken_up(tmp_path, scores, monkeypatch, moment):
+    """Before any part is written, and when all are."""
 
     def fail(*_):
         raise FrugalError("the disk is full")
@@ -179,11 +182,13 @@ def test_an_interrupted_run_is_taken_up(tmp_path, scores, monkeypatch):
     options = {"budget": "60", "strategy": "coverage"}
     whole = frugalfm.select(scores, **options, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(frugalfm.coreset, "copy_rows", fail)
+        patch.setattr(moment, fail)
         with pytest.raises(FrugalError, match="disk"):
             frugalfm.select(scores, **options, out=tmp_path / "coreset")
-    leftover = tmp_path / ".coreset.partial" / "scratch"
-    leftover.mkdir()
-    (leftover / "spilled").write_text("x")
+    partial = tmp_path / ".coreset.partial"
+    if moment.endswith("write_json"):
+        part = next(partial.glob("part-*.parquet"))
+        part.write_bytes(part.read_bytes()[:10])
+    (partial / ".scratch" / "spilled").write_text("x")
     out = frugalfm.select(scores, **options, out=tmp_path / "coreset")
     assert read_manifest(out)["files"] == read_manifest(whole)["files"]

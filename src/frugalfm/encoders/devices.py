@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
 import torch
 
 from frugalfm.errors import InputError
 
-__all__ = ["choose_device", "limit_batch"]
+__all__ = ["Precision", "autocast", "choose_device", "limit_batch"]
+
+Precision = Literal["fp32", "bf16"]
 
 _CPU_TOKENS = 2048
 
@@ -47,3 +52,10 @@ def limit_batch(batch_tokens: int, device: torch.device) -> int:
     A batch that stays in the processor's cache runs up to twice as fast (benchmarks/scoring.py).
     """
     return min(batch_tokens, _CPU_TOKENS) if device.type == "cpu" else batch_tokens
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Context of a forward pass: bf16 arithmetic, or nothing special."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -39,9 +39,14 @@ def open_model(
     InputError
         `name` is none of these, or the attention is not the checkpoint's.
     """
+    if name in PRESETS and Path(name).exists():
+        raise InputError(
+            f"{name}: is a named size, and a folder here; write ./{name} for the folder, "
+            "or call it otherwise"
+        )
     if name in PRESETS:
         return *create_encoder(name, attention=attention or "softmax", seed=seed), None
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix == ".json" and path.is_file():
         return *_create_from_file(path, attention, seed), path
     if not path.is_dir():

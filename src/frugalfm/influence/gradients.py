@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from frugalfm.encoders.devices import Precision, autocast
 from frugalfm.errors import InputError
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.masking import hash_sequences, mask_groups
-from frugalfm.training.loop import Precision, autocast
 
 __all__ = ["HeadGradients", "SequenceGradients", "find_head"]
 

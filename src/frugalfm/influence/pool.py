@@ -37,7 +37,7 @@ _PIECE = 1 << 24  # residues that are encoded and scored at a time
 
 
 def score_pool(
-    gradients: HeadGradients, shards: Shards, recipe: ScoreRecipe, work: Path
+    gradients: HeadGradients, shards: Shards, recipe: ScoreRecipe, work: Path, scratch: Path
 ) -> dict[str, Any]:
     """Score all parts of some shards into `work`, skipping what an earlier call finished.
 
@@ -52,6 +52,8 @@ def score_pool(
     work
         Gets ``part-*.parquet`` (columns ``id, row, influence, loss, n_tokens, length``) and
         ``fisher.safetensors``.
+    scratch
+        Gets the adapted model, until the scores are finished.
 
     Returns
     -------
@@ -59,7 +61,7 @@ def score_pool(
         ``n_sequences``, percentiles of ``influence``, mean ``loss``, ``subset``, ``seconds``.
     """
     started = time.perf_counter()
-    fisher = _prepare(gradients, shards, recipe, work)
+    fisher = _prepare(gradients, shards, recipe, work, scratch)
     with tqdm(
         total=shards.n_residues,
         desc="score",
@@ -71,7 +73,6 @@ def score_pool(
     ) as bar:
         for part in shards.parts:
             _score_part(gradients, fisher, shards, part, recipe, work, bar)
-    shutil.rmtree(work / "adaptation", ignore_errors=True)
     summary = _summarise(sorted(work.glob("part-*.parquet")))
     return summary | {
         "subset": fisher.sequences,
@@ -94,9 +95,11 @@ def draw_subset(shards: Shards, codec: Codec, size: int, seed: int) -> list[np.n
     return drawn
 
 
-def _prepare(gradients: HeadGradients, shards: Shards, recipe: ScoreRecipe, work: Path) -> Fisher:
+def _prepare(
+    gradients: HeadGradients, shards: Shards, recipe: ScoreRecipe, work: Path, scratch: Path
+) -> Fisher:
     """Adapt the model and estimate its Fisher matrix, or reload what an earlier call had."""
-    path, adapted = work / "fisher.safetensors", work / "adaptation/model.safetensors"
+    path, adapted = work / "fisher.safetensors", scratch / "adaptation/model.safetensors"
     if path.is_file() and (recipe.adapt is None or adapted.is_file()):
         if recipe.adapt is not None:
             load_model(gradients.model, str(adapted))
@@ -130,7 +133,15 @@ def _adapt(
         seed=recipe.seed,
         precision=gradients.precision,
     ).fix_steps(data, epochs=1)
-    train(gradients.model, data, training, folder, device=gradients.device, label="adapt")
+    train(
+        gradients.model,
+        data,
+        training,
+        folder,
+        state=folder,
+        device=gradients.device,
+        label="adapt",
+    )
 
 
 def _score_part(

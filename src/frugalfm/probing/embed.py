@@ -7,7 +7,6 @@ sequences are batched or padded, but for rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from frugalfm.encoders.devices import limit_batch
+from frugalfm.encoders.devices import Precision, autocast, limit_batch
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.inputs import Encoded
@@ -49,7 +48,7 @@ class Embedder:
     codec: Codec
     pooling: Pooling = "mean"
     batch_tokens: int = 16_384
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
     @property
     def width(self) -> int:
@@ -100,8 +99,7 @@ class Embedder:
     def _forward(self, ids: np.ndarray) -> Tensor:
         trunk = getattr(self.model, self.model.base_model_prefix)
         device = self._device
-        autocast = torch.autocast(device.type, dtype=torch.bfloat16)
-        with autocast if self.precision == "bf16" else nullcontext():
+        with autocast(device, self.precision):
             out = trunk(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy((ids != self.codec.pad_id).astype(np.int64)).to(

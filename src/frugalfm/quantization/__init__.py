@@ -4,7 +4,7 @@ A method (:mod:`.minmax`) finds a :class:`Scheme` from a model and calibration b
 :func:`simulate` runs the model under it, with every other place in floating point.
 """
 
-from frugalfm.quantization.data import make_batch, split_batches
+from frugalfm.quantization.data import split_batches
 from frugalfm.quantization.evaluation import Comparison, compare
 from frugalfm.quantization.minmax import quantize_minmax
 from frugalfm.quantization.quantizers import Format, Grid
@@ -21,7 +21,6 @@ __all__ = [
     "Survey",
     "compare",
     "load_scheme",
-    "make_batch",
     "quantize_minmax",
     "save_scheme",
     "simulate",

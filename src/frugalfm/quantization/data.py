@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from frugalfm.errors import InputError
 from frugalfm.tokens.batches import SPECIALS, plan_by_length
 from frugalfm.tokens.codec import Codec
-from frugalfm.tokens.masking import IGNORED, mask_randomly
-from frugalfm.training.data import Batch
+from frugalfm.tokens.masking import IGNORED
+from frugalfm.tokens.store import TokenList
+from frugalfm.training.data import Batch, make_batch
 
-__all__ = ["Split", "make_batch", "split_batches"]
+__all__ = ["Split", "split_batches"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def split_batches(
             "more data or fewer --calibration-batches"
         )
     order = np.random.default_rng(seed).permutation(len(sequences))
-    lengths = np.array([len(sequence) for sequence in sequences])
+    store = TokenList(sequences)
+    lengths = store.lengths
     pool, held_out = order[:half], np.sort(order[half:][:limit])
     calibration: list[np.ndarray] = []
     if calibration_batches:
@@ -85,27 +86,13 @@ def split_batches(
         size = min(half // calibration_batches, max(1, fits))
         calibration = [pool[i * size : (i + 1) * size] for i in range(calibration_batches)]
     plan = [held_out[rows] for rows in plan_by_length(lengths[held_out], batch_tokens)]
-    evaluation = [make_batch(sequences, rows, codec, seed=seed) for rows in plan]
+    evaluation = [make_batch(store, rows, codec, seed=seed, epoch=0) for rows in plan]
     evaluation = [batch for batch in evaluation if bool((batch.labels != IGNORED).any())]
     if not evaluation:
         raise InputError("no position is masked in the sequences to evaluate on; give more data")
     return Split(
-        [make_batch(sequences, rows, codec, seed=seed) for rows in calibration],
+        [make_batch(store, rows, codec, seed=seed, epoch=0) for rows in calibration],
         evaluation,
         np.concatenate([np.empty(0, np.int64), *calibration]),
         held_out,
-    )
-
-
-def make_batch(
-    sequences: Sequence[np.ndarray], rows: np.ndarray, codec: Codec, *, seed: int = 0
-) -> Batch:
-    """Collate and mask some sequences; the masks depend on seed, row and position alone."""
-    ids, lengths = codec.collate([sequences[row] for row in rows])
-    masked, labels = mask_randomly(ids, lengths, rows, codec, seed=seed, epoch=0)
-    return Batch(
-        torch.from_numpy(masked),
-        torch.from_numpy((ids != codec.pad_id).astype(np.int64)),
-        torch.from_numpy(labels),
-        int(lengths.sum()),
     )

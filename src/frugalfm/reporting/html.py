@@ -26,8 +26,8 @@ frugalfm score pool --model first --out scores
 frugalfm select scores --budget 5% --strategy top-influence-by-length --out coreset
 frugalfm pretrain coreset --model rna-fm-small --steps 5000 --out model
 frugalfm evaluate model --task my-task --out evaluation
-frugalfm outliers model --data pool --out outliers
-frugalfm quantize model --data pool --weights 8 --activations 8 --out quantized"""
+frugalfm outliers model --data my-task/test.csv --out outliers
+frugalfm quantize model --data my-task/test.csv --weights 8 --activations 8 --out quantized"""
 
 
 def write_report(results: Results, path: Path) -> None:

@@ -181,6 +181,7 @@ class ShardWriter:
         self._parts: list[dict[str, Any]] = []
         self._all = _Extent()
         self._file: pq.ParquetWriter | None = None
+        self._path: Path | None = None
         self._thread = ThreadPoolExecutor(1)
         self._job: Future[None] | None = None
 
@@ -249,9 +250,10 @@ class ShardWriter:
         self._job = self._thread.submit(self._write, self._folder / self._parts[-1]["file"], group)
 
     def _write(self, path: Path, group: pa.Table) -> None:
-        if not path.exists():
+        if path != self._path:
             if self._file is not None:
                 self._file.close()
+            self._path = path  # what a killed run left there is overwritten
             self._file = pq.ParquetWriter(
                 path,
                 self._schema,

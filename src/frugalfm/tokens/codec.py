@@ -9,6 +9,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from frugalfm.errors import InputError
+from frugalfm.sequences.alphabets import get_alphabet
 
 __all__ = ["Codec"]
 
@@ -26,8 +27,8 @@ class Codec:
     cls_id, eos_id, pad_id, mask_id
         The special tokens around, beside and instead of residues.
     residue_ids
-        uint8: the ids that a random replacement is drawn from (the canonical residues and the
-        ambiguity codes of the vocabulary).
+        uint8: the ids that a random replacement is drawn from: the canonical residues. Ambiguity
+        codes would give replacements away in a pool that has none.
     max_residues
         Longest sequence that the model takes.
     """
@@ -69,9 +70,11 @@ class Codec:
         table = np.full(256, tokenizer.unk_token_id, dtype=np.uint8)
         for letter, index in letters.items():
             table[ord(letter)] = index
-        residues = sorted(i for letter, i in letters.items() if letter.isalpha())
+        alphabet = "protein" if "L" in letters else "rna" if "U" in letters else "dna"
+        canonical = get_alphabet(alphabet).canonical.decode()
+        residues = sorted(letters[letter] for letter in canonical if letter in letters)
         return cls(
-            alphabet="protein" if "L" in letters else "rna" if "U" in letters else "dna",
+            alphabet=alphabet,
             table=table,
             cls_id=specials[0],
             eos_id=specials[1],

@@ -2,6 +2,5 @@
 
 from frugalfm.training.data import TrainingData, prepare_data
 from frugalfm.training.loop import Recipe, train
-from frugalfm.training.resume import clear_work
 
-__all__ = ["Recipe", "TrainingData", "clear_work", "prepare_data", "train"]
+__all__ = ["Recipe", "TrainingData", "prepare_data", "train"]

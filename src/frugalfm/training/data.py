@@ -19,10 +19,7 @@ from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.masking import IGNORED, mask_randomly
 from frugalfm.tokens.store import Tokens, TokenStore
 
-__all__ = ["FOLDERS", "Batch", "TrainingData", "check_fits", "make_batch", "prepare_data"]
-
-FOLDERS = ("tokens", "validation")
-"""Where encoded sequences lie while a run lasts."""
+__all__ = ["Batch", "TrainingData", "check_fits", "make_batch", "prepare_data"]
 
 _VALIDATION_SEED = 20_251_212  # Its own stream: validation masks are the same for every run.
 
@@ -94,14 +91,21 @@ def prepare_data(
         check_fits(pool, codec)
     stores = [
         TokenStore.write(map(pa.Table.from_batches, _singly(pool)), codec, work / name)
-        for pool, name in zip(pools, FOLDERS, strict=False)
+        for pool, name in zip(pools, ("tokens", "validation"), strict=False)
     ]
     if len(stores) == 2:
         everything = (np.arange(len(store)) for store in stores)
-        return TrainingData(stores[0], next(everything), stores[1], next(everything), codec)
-    if len(stores[0]) < 2:
+        data = TrainingData(stores[0], next(everything), stores[1], next(everything), codec)
+    elif len(stores[0]) < 2:
         raise InputError(f"{pools[0].folder}: one sequence is too few to train and validate on")
-    return TrainingData.split(stores[0], codec, fraction)
+    else:
+        data = TrainingData.split(stores[0], codec, fraction)
+    if next(data.validation_batches(1), None) is None:
+        raise InputError(
+            f"{pools[-1].folder}: no residue of what is held out is ever masked, so that nothing "
+            "would be validated; give a larger --validation-fraction, or --validation"
+        )
+    return data
 
 
 def check_fits(shards: Shards, codec: Codec) -> None:

@@ -7,10 +7,9 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,14 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from frugalfm.artifacts import write_atomically
-from frugalfm.encoders.devices import limit_batch
+from frugalfm.encoders.devices import Precision, autocast, limit_batch
 from frugalfm.errors import FrugalError
 from frugalfm.tokens.masking import IGNORED
 from frugalfm.training.data import Batch, TrainingData, make_batch
 from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate
 from frugalfm.training.resume import load_state, save_state
 
-__all__ = ["Recipe", "autocast", "masked_loss", "train", "validate"]
-
-Precision = Literal["fp32", "bf16"]
+__all__ = ["Recipe", "masked_loss", "train", "validate"]
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,11 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
+    state: Path,
     device: torch.device,
     label: str = "pretrain",
 ) -> dict[str, float]:
-    """Train in place, resuming from `folder` if a killed run left its state there.
+    """Train in place, resuming from `state` if a killed run left something there.
 
     Parameters
     ----------
@@ -100,7 +98,9 @@ def train(
     data, recipe
         What to train on, and how.
     folder
-        Gets ``log.jsonl`` and, while training, the resumable state.
+        Gets ``log.jsonl``.
+    state
+        Folder for what a resumed run needs.
     device
         Where to compute.
     label
@@ -123,7 +123,7 @@ def train(
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
     )
-    done = load_state(folder, model, optimizers)
+    done = load_state(state, model, optimizers)
     log = _Log(folder / "log.jsonl", done)
     bar = tqdm(
         total=recipe.steps,
@@ -156,7 +156,7 @@ def train(
         if (step + 1) % recipe.validate_every == 0 or last:
             log.write(step=step + 1, validation_loss=validate(model, data, recipe, device))
         if saves and not last:
-            save_state(folder, step + 1, model, optimizers)
+            save_state(state, step + 1, model, optimizers)
     bar.close()
     model.eval()
     return log.summarise() | {"seconds": round(time.perf_counter() - started, 1)}
@@ -185,13 +185,6 @@ def validate(model: nn.Module, data: TrainingData, recipe: Recipe, device: torch
         targets += count
     model.train(was_training)
     return total / max(1, targets)
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Context of the forward pass: bf16 arithmetic or nothing special."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _iterate(data: TrainingData, recipe: Recipe, done: int) -> Iterator[tuple[int, int, Batch]]:

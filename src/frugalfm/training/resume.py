@@ -13,9 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frugalfm.artifacts import write_json
-from frugalfm.training.data import FOLDERS
 
-__all__ = ["clear_work", "load_state", "save_state"]
+__all__ = ["load_state", "save_state"]
 
 _PREFIX = "state-"
 
@@ -45,15 +44,8 @@ def load_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) 
         return 0
     step: int = json.loads((states[-1] / "progress.json").read_text())["step"]
     load_model(model, str(states[-1] / "model.safetensors"))
-    saved = torch.load(states[-1] / "optimizers.pt", weights_only=True)
+    # Loaded to the CPU first: the run may continue on another device than it was saved on.
+    saved = torch.load(states[-1] / "optimizers.pt", weights_only=True, map_location="cpu")
     for optimizer, state in zip(optimizers, saved, strict=True):
         optimizer.load_state_dict(state)
     return step
-
-
-def clear_work(folder: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    for name in FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for state in [*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*")]:
-        shutil.rmtree(state)

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from frugalfm.artifacts import open_stage
 from frugalfm.errors import InputError
+from frugalfm.verbs import with_paths
 
 __all__ = ["build"]
 
 
+@with_paths
 def build(
     *inputs: Path,
     alphabet: Literal["dna", "rna", "protein"],
@@ -109,10 +111,10 @@ def build(
     if any(source.format == "fastq" for source in sources):
         print("note: the base qualities of FASTQ files are not kept")
     stage = open_stage(out, "shards", config, named, overwrite=overwrite)
-    if stage.done:
-        print(f"{out}: already built\n{_describe(stage.summary, alphabet)}")
-        return stage.out
-    try:
+    with stage:
+        if stage.done:
+            print(f"{out}: already built\n{_describe(stage.summary, alphabet)}")
+            return stage.out
         summary = write_shards(
             sources,
             stage.work,
@@ -123,8 +125,6 @@ def build(
             repeated_ids=repeated_ids,
         )
         stage.commit(summary)
-    finally:
-        stage.close()
     print(f"{out}: built\n{_describe(summary, alphabet)}")
     return stage.out
 

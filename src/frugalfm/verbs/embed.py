@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from frugalfm.errors import InputError
+from frugalfm.verbs import with_paths
 
 __all__ = ["embed"]
 
 
+@with_paths
 def embed(
     checkpoint: Path,
     sequences: Path,

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frugalfm.errors import InputError
+from frugalfm.verbs import with_paths
 
 __all__ = ["evaluate"]
 
 
+@with_paths
 def evaluate(
     checkpoint: Path,
     *,
@@ -69,7 +71,6 @@ def evaluate(
         The evaluation.
     """
     import sys
-    from contextlib import closing
 
     import pyarrow.parquet as pq
     from tqdm import tqdm
@@ -110,7 +111,7 @@ def evaluate(
         "seed": seed,
     }
     inputs: dict[str, Path | None] = {"checkpoint": checkpoint, **paths}
-    with closing(open_stage(out, "evaluation", config, inputs, overwrite=overwrite)) as stage:
+    with open_stage(out, "evaluation", config, inputs, overwrite=overwrite) as stage:
         if stage.done:
             print(f"{out}: already there, made by the same call")
             return out

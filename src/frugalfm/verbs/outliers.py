@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frugalfm.errors import InputError
+from frugalfm.verbs import with_paths
 
 if TYPE_CHECKING:
     from frugalfm.probing.activations import OutlierReport
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["outliers"]
 
 
+@with_paths
 def outliers(
     checkpoint: Path,
     *,
@@ -74,15 +76,13 @@ def outliers(
         return None
     inputs = {"checkpoint": checkpoint, "data": data}
     stage = open_stage(out, "outliers", config, inputs, overwrite=overwrite)
-    if stage.done:
-        print(f"{out}: already measured; {_summarise(stage.summary)}")
-        return stage.out
-    try:
+    with stage:
+        if stage.done:
+            print(f"{out}: already measured; {_summarise(stage.summary)}")
+            return stage.out
         report = _measure(checkpoint, data, limit, batch_tokens, seed, str(where))
         _write(report, stage.work)
         stage.commit(report.summary | {"sequences": report.sequences, "tokens": report.tokens})
-    finally:
-        stage.close()
     _show(report)
     print(f"{out}: written")
     return stage.out

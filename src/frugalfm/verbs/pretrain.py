@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frugalfm.errors import InputError, require_positive
+from frugalfm.verbs import with_paths
 
 __all__ = ["pretrain"]
 
 
+@with_paths
 def pretrain(
     data: Path,
     *,
@@ -98,7 +100,7 @@ def pretrain(
     from frugalfm.encoders import open_model, save_encoder
     from frugalfm.encoders.devices import choose_device
     from frugalfm.sequences.shards import open_shards
-    from frugalfm.training import Recipe, clear_work, prepare_data, train
+    from frugalfm.training import Recipe, prepare_data, train
 
     place = choose_device(device)
     pools = [open_shards(folder) for folder in (data, validation) if folder is not None]
@@ -124,20 +126,30 @@ def pretrain(
         {"data": data, "model": source, "validation": validation},
         overwrite=overwrite,
     )
-    if stage.done:
-        print(f"{out}: already pretrained, {describe_training(stage.summary)}")
-        return out
-    prepared = prepare_data(stage.work, tokenizer, pools, validation_fraction)
-    recipe = recipe.fix_steps(prepared, epochs)
-    numbers = train(encoder.to(place), prepared, recipe, stage.work, device=place, label=out.name)
-    summary = {
-        **numbers,
-        "parameters": sum(p.numel() for p in encoder.parameters()),
-        "device": str(place),
-    }
-    save_encoder(encoder.cpu(), tokenizer, stage.work, _write_card(encoder.config, data, summary))
-    clear_work(stage.work)
-    stage.commit(summary)
+    with stage:
+        if stage.done:
+            print(f"{out}: already pretrained, {describe_training(stage.summary)}")
+            return out
+        prepared = prepare_data(stage.scratch, tokenizer, pools, validation_fraction)
+        recipe = recipe.fix_steps(prepared, epochs)
+        numbers = train(
+            encoder.to(place),
+            prepared,
+            recipe,
+            stage.work,
+            state=stage.scratch,
+            device=place,
+            label=out.name,
+        )
+        summary = {
+            **numbers,
+            "parameters": sum(p.numel() for p in encoder.parameters()),
+            "device": str(place),
+        }
+        save_encoder(
+            encoder.cpu(), tokenizer, stage.work, _write_card(encoder.config, data, summary)
+        )
+        stage.commit(summary)
     print(f"{out}: pretrained, {describe_training(summary)}, {summary['seconds']:.0f} s")
     return out
 

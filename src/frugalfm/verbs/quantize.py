@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from frugalfm.errors import InputError
+from frugalfm.verbs import with_paths
 
 if TYPE_CHECKING:
     from frugalfm.quantization import Comparison, Scheme, Survey
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 
+@with_paths
 def quantize(
     checkpoint: Path,
     *,
@@ -104,10 +106,10 @@ def quantize(
     config = {"method": method, **settings, **sampling}
     inputs = {"checkpoint": checkpoint, "data": data}
     stage = open_stage(out, "quantization", config, inputs, overwrite=overwrite)
-    if stage.done:
-        print(f"{out}: already quantized; {_summarise(stage.summary)}")
-        return stage.out
-    try:
+    with stage:
+        if stage.done:
+            print(f"{out}: already quantized; {_summarise(stage.summary)}")
+            return stage.out
         scheme, survey, found = _work(checkpoint, data, settings, sampling, str(where))
         _write(scheme, survey, found, stage.work)
         content = found.to_dict()
@@ -115,8 +117,6 @@ def quantize(
         stage.commit(
             content | {"method": method, "max_saturation": max([0.0, *saturation.values()])}
         )
-    finally:
-        stage.close()
     _show(scheme, survey, found)
     print(f"{out}: written")
     return stage.out

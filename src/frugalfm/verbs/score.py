@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frugalfm.errors import InputError, require_positive
+from frugalfm.verbs import with_paths
 
 __all__ = ["score"]
 
 
+@with_paths
 def score(
     data: Path,
     *,
@@ -115,12 +117,13 @@ def score(
         {"shards": data, "model": model},
         overwrite=overwrite,
     )
-    if stage.done:
-        print(f"{out}: already scored, {_describe(stage.summary)}")
-        return out
-    summary = score_pool(gradients, shards, recipe, stage.work)
-    summary["device"] = str(place)
-    stage.commit(summary)
+    with stage:
+        if stage.done:
+            print(f"{out}: already scored, {_describe(stage.summary)}")
+            return out
+        summary = score_pool(gradients, shards, recipe, stage.work, stage.scratch)
+        summary["device"] = str(place)
+        stage.commit(summary)
     print(f"{out}: scored, {_describe(summary)}, {summary['seconds']:.0f} s")
     return out
 

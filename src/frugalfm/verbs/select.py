@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from frugalfm.artifacts import fingerprint, open_stage, read_manifest, write_json
 from frugalfm.errors import InputError
+from frugalfm.verbs import with_paths
 
 __all__ = ["select"]
 
 _REPORT = "occupancy.json"
 
 
+@with_paths
 def select(
     scores: Path,
     *,
@@ -88,17 +88,13 @@ def select(
     config = options | {"alphabet": shards.alphabet}
     inputs = {"scores": scores, "shards": data}
     stage = open_stage(out, "coreset", config, inputs, overwrite=overwrite)
-    if stage.done:
-        print(f"{out}: already there, made by this call")
-        print(as_text(json.loads((out / _REPORT).read_text())))
-        return out
-    with contextlib.closing(stage):
-        scratch = stage.work / "scratch"
-        shutil.rmtree(scratch, ignore_errors=True)  # of an interrupted run
-        scratch.mkdir()
+    with stage:
+        if stage.done:
+            print(f"{out}: already there, made by this call")
+            print(as_text(json.loads((out / _REPORT).read_text())))
+            return out
         selection = stage.work / "selection.parquet"
-        report = write_selection(files, selection, **options, scratch=scratch)
-        scratch.rmdir()
+        report = write_selection(files, selection, **options, scratch=stage.scratch)
         if report["pool"]["sequences"] != shards.n_sequences:
             raise InputError(
                 f"{scores}: holds {report['pool']['sequences']} scores for the "
