@@ -16,19 +16,17 @@ from types import ModuleType
 from typing import Any
 
 from frugalfm.attention import NAMES
+from frugalfm.attention.binding import make_binding, make_initialise, make_post_init
 from frugalfm.errors import InputError
 
-__all__ = ["install", "install_with_transformers"]
+__all__ = ["call_after_import", "install", "install_with_transformers"]
 
 _MODULE = "transformers.modeling_utils"
 
 
 def install_with_transformers() -> None:
     """Install now if transformers' models are loaded already, else as soon as they are."""
-    if _MODULE in sys.modules:
-        install()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    call_after_import(_MODULE, install)
 
 
 def install() -> None:
@@ -36,16 +34,18 @@ def install() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.modeling_utils import PreTrainedModel
 
-    from frugalfm.attention.kernels import attend_softmax, attend_softmax1
-
     if getattr(PreTrainedModel.get_correct_attn_implementation, "by_frugalfm", False):
         return
-    for name, kernel in {"softmax": attend_softmax, "softmax1": attend_softmax1}.items():
-        AttentionInterface.register(name, _make_forward(kernel))
+    for name in NAMES:
+        AttentionInterface.register(name, _make_forward(name))
         # Without a mask function of the same name pads would be attended.
         AttentionMaskInterface.register(name, make_additive_mask)
-    PreTrainedModel.get_correct_attn_implementation = _make_binding(
+    PreTrainedModel.get_correct_attn_implementation = make_binding(
         PreTrainedModel.get_correct_attn_implementation
+    )
+    PreTrainedModel.post_init = make_post_init(PreTrainedModel.post_init)
+    PreTrainedModel._initialize_weights = make_initialise(  # noqa: SLF001
+        PreTrainedModel._initialize_weights  # noqa: SLF001
     )
 
 
@@ -57,7 +57,8 @@ def make_additive_mask(**kwargs: Any) -> Any:
     import torch
     from transformers.masking_utils import sdpa_mask
 
-    mask = sdpa_mask(**kwargs)
+    # A causal mask that is left out would have to be replaced by a flag that kernels here lack.
+    mask = sdpa_mask(**(kwargs | {"allow_is_causal_skip": False}))
     if mask is None:
         return None
     dtype = kwargs.get("dtype") or torch.float32
@@ -65,7 +66,7 @@ def make_additive_mask(**kwargs: Any) -> Any:
     return additive.masked_fill_(~mask, -torch.inf)
 
 
-def _make_forward(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def _make_forward(name: str) -> Callable[..., Any]:
     def forward(
         module: Any,
         query: Any,
@@ -77,57 +78,96 @@ def _make_forward(kernel: Callable[..., Any]) -> Callable[..., Any]:
         position_bias: Any = None,
         **_: Any,
     ) -> tuple[Any, None]:
+        query, key, value = _match(query, key, value)
         bias = attention_mask
         if position_bias is not None:
             bias = position_bias if bias is None else bias + position_bias
         if bias is not None:
             bias = bias.to(query.dtype)
-        out = kernel(query, key, value, bias, scaling, dropout if module.training else 0.0)
+        dropout = dropout if module.training else 0.0
+        out = _attend(name, module, (query, key, value, bias, scaling, dropout))
         return out.transpose(1, 2).contiguous(), None
 
     return forward
 
 
-def _make_binding(original: Callable[..., str]) -> Callable[..., str]:
-    def get_correct_attn_implementation(
-        self: Any, requested_attention: str | None, is_init_check: bool = False
-    ) -> str:
-        stored = getattr(self.config, "attention", None)
-        if stored in NAMES:
-            # Every implementation that transformers ships computes softmax.
-            runs = "softmax1" if requested_attention == "softmax1" else "softmax"
-            if requested_attention is not None and runs != stored:
-                raise InputError(
-                    f"this model was trained with attention {stored!r} and cannot run with "
-                    f"{requested_attention!r}; leave the attention to its config.json"
-                )
-            requested_attention = requested_attention or stored
-            # Saved along, so that transformers without FrugalFM refuses instead of using softmax.
-            self.config.attn_implementation = stored
-        return original(self, requested_attention, is_init_check)
+def _attend(name: str, module: Any, arguments: tuple[Any, ...]) -> Any:
+    """Call a kernel, with what it learns or is set to."""
+    from frugalfm.attention import clipped, kernels
 
-    get_correct_attn_implementation.by_frugalfm = True  # type: ignore[attr-defined]
-    return get_correct_attn_implementation
+    if name == "softmax":
+        return kernels.attend_softmax(*arguments)
+    if name == "softmax1":
+        return kernels.attend_softmax1(*arguments)
+    if name == "clipped":
+        gamma = getattr(getattr(module, "config", None), "attention_gamma", clipped.GAMMA)
+        return clipped.attend_clipped(*arguments, gamma=gamma)
+    try:
+        if name == "sink":
+            return kernels.attend_sink(*arguments, sink=module.sink_logit)
+        return kernels.attend_gated(
+            *arguments, gate_weight=module.gate_weight, gate_bias=module.gate_bias
+        )
+    except AttributeError as error:
+        raise InputError(
+            f"{type(module).__name__} lacks the parameters of attention {name!r} ({error}); make "
+            "the model with this attention in its config"
+        ) from error
+
+
+def _match(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """Bring the three to one dtype, autocast's if it is on, and to one number of heads.
+
+    torch's own attention does the first by itself; kernels called by name do not.
+    """
+    import torch
+
+    kind, dtype = query.device.type, query.dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    query, key, value = (t.to(dtype) for t in (query, key, value))
+    if key.shape[1] != query.shape[1]:
+        times = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(times, 1) for t in (key, value))
+    return query, key, value
+
+
+def call_after_import(module: str, action: Callable[[], None]) -> None:
+    """Call `action` now if `module` is loaded already, else right after it has been imported."""
+    waiting = (finder for finder in sys.meta_path if isinstance(finder, _AfterImport))
+    if module in sys.modules:
+        action()
+    elif not any(finder.module == module and finder.action is action for finder in waiting):
+        sys.meta_path.insert(0, _AfterImport(module, action))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Runs :func:`install` right after transformers' model code has been imported."""
+    """Calls a function once, right after one module's code has run."""
+
+    def __init__(self, module: str, action: Callable[[], None]) -> None:
+        self.module = module
+        self.action = action
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        if fullname != _MODULE:
+        if fullname != self.module:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        sys.meta_path.remove(self)  # While the others look for the module.
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            install()
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.action()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -1,7 +1,9 @@
 r"""Attention over fused kernels, forward and backward, with padding masks and biases.
 
-softmax_1 (GERM, arXiv 2505.00598) adds one to the denominator,
-:math:`p_i = e^{s_i} / (1 + \sum_j e^{s_j})`, so that a head may attend to nothing.
+A sink adds :math:`e^s` to the denominator of every row, :math:`p_i = e^{s_i} / (e^s + \sum_j
+e^{s_j})`, so that a head may attend to nothing. softmax_1 (GERM, arXiv 2505.00598) is the sink
+fixed at s = 0; gpt-oss (arXiv 2508.10925) learns s per head. Gated attention (Bondarenko et al.
+2023, arXiv 2306.12929) multiplies the output of a head by a sigmoid instead.
 """
 
 from __future__ import annotations
@@ -13,12 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["attend_softmax", "attend_softmax1", "softmax1"]
+from frugalfm.attention.backends import Backend, choose_backend
 
-# The kernel behind torch's own attention on the CPU, called by name because only so does it
-# hand out the logsumexp.
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
+__all__ = ["attend_gated", "attend_sink", "attend_softmax", "attend_softmax1", "softmax1"]
 
 
 def softmax1(scores: Tensor, dim: int = -1) -> Tensor:
@@ -86,59 +85,170 @@ def attend_softmax1(
     Tensor
         Shape of `query`.
     """
-    fused = query.device.type == "cpu" and dropout == 0.0
-    if fused and not (bias is not None and bias.requires_grad):
-        out: Tensor = _FusedSoftmax1.apply(query, key, value, bias, scale)[0]
-        return out
-    return _attend_with_zero_key(query, key, value, bias, scale, dropout)
+    return _attend(query, key, value, bias, scale, dropout, None)
 
 
-def _attend_with_zero_key(
+def attend_sink(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    *,
+    sink: Tensor,
+) -> Tensor:
+    """Attention with a learned logit per head in the denominator, equally cheap.
+
+    Parameters
+    ----------
+    query, key, value, bias, scale, dropout
+        As in :func:`attend_softmax1`.
+    sink
+        The logits, shape ``(heads,)``; at 0 this is softmax_1, at -inf softmax.
+
+    Returns
+    -------
+    Tensor
+        Shape of `query`.
+    """
+    return _attend(query, key, value, bias, scale, dropout, sink)
+
+
+def attend_gated(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    *,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+) -> Tensor:
+    """Ordinary attention, every head's output times a sigmoid that its query decides.
+
+    Parameters
+    ----------
+    query, key, value, bias, scale, dropout
+        As in :func:`attend_softmax1`.
+    gate_weight, gate_bias
+        Shapes ``(heads, head_dim)`` and ``(heads,)``: one linear function of the query vector
+        per head, before the sigmoid.
+
+    Returns
+    -------
+    Tensor
+        Shape of `query`.
+
+    Notes
+    -----
+    Bondarenko et al. compute the gate from the layer's input; the query is a linear function of
+    it and is what reaches an attention function. Where a model rotates its queries (RoPE), the
+    gate sees them rotated.
+    """
+    out = attend_softmax(query, key, value, bias, scale, dropout)
+    exact = query.dtype if query.dtype == torch.float64 else torch.float32
+    weight = gate_weight.to(query.dtype)[None, :, :, None]
+    logits = (query @ weight).to(exact) + gate_bias.to(exact)[:, None, None]
+    return out * torch.sigmoid(logits).to(out.dtype)
+
+
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
     scale: float | None,
     dropout: float,
+    sink: Tensor | None,
 ) -> Tensor:
-    """Express the 1 in the denominator as one more key: zero logit, zero value.
+    if dropout == 0.0 and not (bias is not None and bias.requires_grad):
+        backend = choose_backend(query, key, value, bias, reference=attend_by_zero_key)
+        if backend is not None:
+            out: Tensor = FusedSink.apply(query, key, value, bias, scale, sink, backend)[0]
+            return out
+    return attend_by_zero_key(query, key, value, bias, scale, dropout, sink)
 
-    Exact on every backend, with dropout too (the extra weight meets a zero value).
+
+def attend_by_zero_key(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """Express the sink as one more key, with zero value and the sink as its logit.
+
+    Exact on every backend, with dropout too (the extra weight meets a zero value), but the copies
+    of key, value and bias cost time.
     """
+    keys = key.shape[-2]
     key = functional.pad(key, (0, 0, 0, 1))
     value = functional.pad(value, (0, 0, 0, 1))
-    if bias is not None:
-        bias = functional.pad(bias.expand(*bias.shape[:-1], key.shape[-2] - 1), (0, 1))
+    if sink is not None:
+        if bias is None:
+            bias = query.new_zeros(1, 1, query.shape[-2], keys)
+        shape = (bias.shape[0], query.shape[1], bias.shape[-2])
+        column = sink.to(bias.dtype)[None, :, None].expand(shape)
+        bias = torch.cat([bias.expand(*shape, keys), column.unsqueeze(-1)], -1)
+    elif bias is not None:
+        bias = functional.pad(bias.expand(*bias.shape[:-1], keys), (0, 1))
     return attend_softmax(query, key, value, bias, scale, dropout)
 
 
-class _FusedSoftmax1(torch.autograd.Function):
-    """softmax_1 from a flash kernel's logsumexp.
+class FusedSink(torch.autograd.Function):
+    r"""Attention with a sink from a flash kernel's logsumexp.
 
-    With ``lse`` the kernel's logsumexp, softmax_1 multiplies every row of its output by
-    ``sigmoid(lse)``. The kernel's own backward, given that output and ``softplus(lse)`` as if it
-    were the logsumexp, recomputes exactly the weights of softmax_1 and hence its gradients.
+    With ``lse`` the kernel's logsumexp, the sink s multiplies every row of its output by
+    ``sigmoid(lse - s)``. The kernel's own backward, given that output and ``logaddexp(lse, s)``
+    as if it were the logsumexp, recomputes exactly the weights with the sink and hence their
+    gradients. The sink's own weight, :math:`p = e^{s - \text{lse}'}`, meets a zero value, so its
+    logit's gradient is :math:`-p \, (\text{grad} \cdot \text{out})`, summed over rows.
     """
 
     @staticmethod
     def forward(
-        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None
-    ) -> tuple[Tensor, Tensor]:
-        plain, lse = _FORWARD(query, key, value, 0.0, False, attn_mask=bias, scale=scale)
-        out = plain * torch.sigmoid(lse).unsqueeze(-1).to(plain.dtype)
-        return out, functional.softplus(lse)
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        scale: float | None,
+        sink: Tensor | None,
+        backend: Backend,
+    ) -> tuple[Any, ...]:
+        plain, lse, state, rest = backend.forward(query, key, value, bias, scale)
+        if sink is None:
+            share, total = torch.sigmoid(lse), functional.softplus(lse)
+        else:
+            level = sink.to(lse.dtype)[:, None]
+            share, total = torch.sigmoid(lse - level), torch.logaddexp(lse, level)
+        # A kernel may round the number of rows up in its logsumexp.
+        share = share[..., : query.shape[-2]]
+        out = plain * share.unsqueeze(-1).to(plain.dtype)
+        return out, rest, total, *state
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        query, key, value, bias, ctx.scale = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(query, key, value, bias, *output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        # Apart from forward, so that torch.func's transforms work too.
+        query, key, value, bias, ctx.scale, sink, ctx.backend = inputs
+        out, ctx.rest, total, *state = output
+        ctx.mark_non_differentiable(total, *state)
+        ctx.save_for_backward(query, key, value, bias, sink, out, total, *state)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, bias, out, lse = ctx.saved_tensors
-        grads = _BACKWARD(
-            grad, query, key, value, out, lse, 0.0, False, attn_mask=bias, scale=ctx.scale
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, bias, sink, out, total, *state = ctx.saved_tensors
+        grads = ctx.backend.backward(
+            grad, query, key, value, bias, ctx.scale, out, total, state, ctx.rest
         )
-        return (*grads, None, None)
+        towards_sink = None
+        if sink is not None and ctx.needs_input_grad[5]:
+            rows = total[..., : query.shape[-2]]
+            products = (grad.to(rows.dtype) * out).sum(-1)
+            weights = torch.exp(sink.to(rows.dtype)[:, None] - rows)
+            towards_sink = -(weights * products).sum((0, 2)).to(sink.dtype)
+        return (*grads, None, None, towards_sink, None)

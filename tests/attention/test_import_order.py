@@ -1,0 +1,27 @@
+"""`import frugalfm` disturbs no import of transformers, whatever comes first."""
+
+import subprocess
+import sys
+
+import pytest
+
+MODULES = [
+    "transformers.modeling_layers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.qwen3.modeling_qwen3",
+    "transformers.masking_utils",
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_any_module_may_come_first(module):
+    code = (
+        f"import frugalfm, importlib; importlib.import_module({module!r}); "
+        "from transformers import AutoModelForMaskedLM, AutoConfig; "
+        "config = AutoConfig.for_model('dnabert2', vocab_size=16, hidden_size=8, "
+        "num_hidden_layers=1, num_attention_heads=2, intermediate_size=8); "
+        "print(type(AutoModelForMaskedLM.from_config(config)).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "DnaBert2ForMaskedLM", done.stderr
