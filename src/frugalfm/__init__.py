@@ -1,24 +1,28 @@
 """FrugalFM: biological foundation models at a fraction of the data, compute and memory.
 
 Every verb of the command line is a function here: ``frugalfm.score(...)`` is ``frugalfm score``.
-Importing the package is light; from then on, transformers knows FrugalFM's attentions, and
-``AutoModel.from_pretrained`` loads FrugalFM's checkpoints.
+Importing the package is light; from then on, transformers knows FrugalFM's attentions and
+architectures, and ``AutoModel.from_pretrained`` loads FrugalFM's checkpoints.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from frugalfm.attention.interface import install_with_transformers
+from frugalfm.attention.interface import call_after_import, install_with_transformers
 
 __version__ = "0.1.0"
 
 VERBS = (
     "build",
+    "import_checkpoint",
     "pretrain",
     "score",
     "select",
+    "tune",
     "embed",
     "evaluate",
     "outliers",
@@ -31,11 +35,13 @@ if TYPE_CHECKING:
     from frugalfm.verbs.demo import demo as demo
     from frugalfm.verbs.embed import embed as embed
     from frugalfm.verbs.evaluate import evaluate as evaluate
+    from frugalfm.verbs.import_checkpoint import import_checkpoint as import_checkpoint
     from frugalfm.verbs.outliers import outliers as outliers
     from frugalfm.verbs.pretrain import pretrain as pretrain
     from frugalfm.verbs.quantize import quantize as quantize
     from frugalfm.verbs.score import score as score
     from frugalfm.verbs.select import select as select
+    from frugalfm.verbs.tune import tune as tune
 
 __all__ = [*VERBS, "VERBS", "__version__"]  # noqa: PLE0604 - VERBS are names
 
@@ -46,4 +52,33 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'frugalfm' has no attribute {name!r}")
 
 
+def _register_config() -> None:
+    from frugalfm.encoders.dnabert2.register import register_config
+
+    register_config()
+
+
+def _register_models() -> None:
+    from frugalfm.encoders.dnabert2.register import register_models
+
+    register_models()
+
+
+def _finish(module: str) -> None:
+    # transformers may import the one module in the middle of the other; model code needs both
+    # whole, so the last of the two to be finished registers.
+    _whole.add(module)
+    if _AUTO in _whole and _LAYERS not in sys.modules:
+        importlib.import_module(_LAYERS)
+    elif _whole >= {_AUTO, _LAYERS}:
+        _register_models()
+
+
+_AUTO = "transformers.models.auto.modeling_auto"
+_LAYERS = "transformers.modeling_layers"
+_whole: set[str] = set()
+
 install_with_transformers()
+call_after_import("transformers.models.auto.configuration_auto", _register_config)
+for _module in (_LAYERS, _AUTO):
+    call_after_import(_module, functools.partial(_finish, _module))

@@ -139,7 +139,7 @@ def test_sum_favours_long_and_mean_favours_short(setting):
 
 
 def test_other_models_are_refused_with_candidates():
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
     from frugalfm.errors import InputError
 
@@ -151,5 +151,8 @@ def test_other_models_are_refused_with_candidates():
         intermediate_size=8,
     )
     _, tokenizer = create_encoder("rna-fm-tiny")
-    with pytest.raises(InputError, match=r"cls\.predictions\.transform\.dense"):
-        HeadGradients(BertForMaskedLM(config), Codec.from_tokenizer(tokenizer))
+    codec = Codec.from_tokenizer(tokenizer)
+    with pytest.raises(InputError, match=r"cls\.predictions\.transform\.dense.*: classifier$"):
+        HeadGradients(BertForSequenceClassification(config), codec)
+    model = BertForMaskedLM(config)
+    assert HeadGradients(model, codec).dense is model.cls.predictions.transform.dense

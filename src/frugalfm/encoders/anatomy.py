@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.models.esm.modeling_esm import EsmEncoder
 
+from frugalfm.encoders.dnabert2.layers import DnaBert2Encoder
 from frugalfm.errors import InputError
 
 __all__ = ["Anatomy", "Block", "describe_encoder"]
@@ -155,7 +156,42 @@ def _describe_esm(model: nn.Module) -> Anatomy:
     )
 
 
-_CATALOGUE: dict[str, Callable[[nn.Module], Anatomy]] = {"esm": _describe_esm}
+def _describe_dnabert2(model: nn.Module) -> Anatomy:
+    """DNABERT-2: post-LN, one fused projection, a gated first linear."""
+    stacks = [name for name, module in model.named_modules() if isinstance(module, DnaBert2Encoder)]
+    if len(stacks) != 1:
+        raise InputError(f"{type(model).__name__}: holds {len(stacks)} stacks of layers, not one")
+    prefix = f"{stacks[0]}."
+    layers = [
+        f"{prefix}layer.{i}" for i, _ in enumerate(model.get_submodule(f"{prefix}layer").children())
+    ]
+    blocks = [
+        Block(
+            name=layer,
+            query=f"{layer}.attention.self.Wqkv",
+            key=f"{layer}.attention.self.Wqkv",
+            value=f"{layer}.attention.self.Wqkv",
+            attention_out=f"{layer}.attention.output.dense",
+            ffn_in=f"{layer}.mlp.gated_layers",
+            ffn_out=f"{layer}.mlp.wo",
+            attention_norm=f"{layer}.attention.output.LayerNorm",
+            ffn_norm=f"{layer}.mlp.layernorm",
+            output_norm=f"{layer}.mlp.layernorm",
+        )
+        for layer in layers
+    ]
+    head = tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(prefix)
+    )
+    return Anatomy(pre_norm=False, blocks=tuple(blocks), head=head, unused={})
+
+
+_CATALOGUE: dict[str, Callable[[nn.Module], Anatomy]] = {
+    "esm": _describe_esm,
+    "dnabert2": _describe_dnabert2,
+}
 """By ``config.model_type``."""
 
 

@@ -2,33 +2,43 @@
 
 RNA-FM is ESM-1b's architecture over 25 tokens: learned positions, LayerNorm before and after
 the stack, token dropout, a tied masked-language-modelling head. transformers' ESM classes hold
-it at any size.
+it at any size. DNABERT-2 is ours (:mod:`frugalfm.encoders.dnabert2`); its vocabulary is learned
+from data, so that a tokenizer must be given.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EsmConfig, EsmForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    EsmConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from frugalfm.attention.binding import require_attention
+from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
 from frugalfm.errors import InputError
-from frugalfm.tokens.vocabulary import make_rna_tokenizer
+from frugalfm.tokens.vocabulary import make_rna_tokenizer, prepare_dna_tokenizer
 
-__all__ = ["PRESETS", "Preset", "create_encoder"]
+__all__ = ["DNA_PRESETS", "PRESETS", "Preset", "create_encoder"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The size of an encoder in RNA-FM's architecture.
+    """The size of an encoder in RNA-FM's or DNABERT-2's architecture.
 
     Attributes
     ----------
     layers, width, heads, feed_forward
         Depth, hidden size, attention heads, and hidden size of the feed-forward layers.
     max_residues
-        Longest sequence, without ``<cls>`` and ``<eos>``.
+        Longest sequence, without ``<cls>`` and ``<eos>``; DNABERT-2 knows no longest.
     """
 
     layers: int
@@ -49,31 +59,78 @@ PRESETS: dict[str, Preset] = {
     "rna-fm-nano": Preset(layers=3, width=64, heads=2, feed_forward=256),
 }
 
+DNA_PRESETS: dict[str, Preset] = {
+    # The published model, 117M parameters over 4,096 byte pairs (arXiv 2306.15006).
+    "dnabert2": Preset(layers=12, width=768, heads=12, feed_forward=3072),
+    # 1.1M parameters in the layers, and 0.5M in 4,096 embeddings: trains on a laptop.
+    "dnabert2-tiny": Preset(layers=4, width=128, heads=4, feed_forward=512),
+}
+
 
 def create_encoder(
-    name: str, *, attention: str = "softmax", seed: int = 0
+    name: str, *, attention: str = "softmax", seed: int = 0, tokenizer: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Make a named encoder with random weights.
 
     Parameters
     ----------
     name
-        A key of :data:`PRESETS`.
+        A key of :data:`PRESETS` or :data:`DNA_PRESETS`.
     attention
         Stored in the config as ``attention`` and binding from then on.
     seed
         Determines every weight.
+    tokenizer
+        Folder with DNABERT-2's ``tokenizer.json``, or another with its special tokens.
 
     Returns
     -------
     tuple
         The masked-language model, in evaluation mode, and its tokenizer.
     """
+    if name in DNA_PRESETS:
+        return _create_dnabert2(name, attention, seed, tokenizer)
     if name not in PRESETS:
-        raise InputError(f"{name!r} is no named model; there are: {', '.join(PRESETS)}")
+        known = ", ".join([*PRESETS, *DNA_PRESETS])
+        raise InputError(f"{name!r} is no named model; there are: {known}")
+    if tokenizer is not None:
+        raise InputError(f"{name} has a tokenizer of its own; it takes no other")
     preset = PRESETS[name]
-    tokenizer = make_rna_tokenizer(max_residues=preset.max_residues)
-    return create_from_config(make_config(preset, tokenizer, attention), seed), tokenizer
+    words = make_rna_tokenizer(max_residues=preset.max_residues)
+    return create_from_config(make_config(preset, words, attention), seed), words
+
+
+def _create_dnabert2(
+    name: str, attention: str, seed: int, folder: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if folder is None:
+        raise InputError(
+            f"{name} needs a tokenizer, which is learned from data: give a folder with a "
+            'tokenizer.json and a config.json that says {"model_type": "dnabert2", ...}'
+        )
+    words = prepare_dna_tokenizer(Path(folder))
+    preset = DNA_PRESETS[name]
+    config = DnaBert2Config(
+        vocab_size=len(words),
+        hidden_size=preset.width,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        intermediate_size=preset.feed_forward,
+        attention=attention,
+    )
+    return create_from_config(adopt_specials(config, words), seed), words
+
+
+def adopt_specials(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedConfig:
+    """Let a config name the special tokens as a tokenizer does; returns the config."""
+    config.pad_token_id = tokenizer.pad_token_id
+    config.mask_token_id = tokenizer.mask_token_id
+    config.bos_token_id = tokenizer.cls_token_id
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    config.eos_token_id = end
+    return config
 
 
 def make_config(
@@ -105,9 +162,12 @@ def make_config(
     return EsmConfig(**(settings | changes))
 
 
-def create_from_config(config: EsmConfig, seed: int) -> PreTrainedModel:
+def create_from_config(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Initialise a masked-language model; the same seed gives the same weights."""
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise InputError(f"{config.model_type} has no masked-language model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = EsmForMaskedLM(config)
+        model = MODEL_FOR_MASKED_LM_MAPPING[type(config)](config)
+    require_attention(model, getattr(config, "attention", "softmax"))
     return model.eval()

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from frugalfm.attention.binding import require_attention
 from frugalfm.errors import InputError
 
 # A bar for a load of milliseconds is noise among the verbs' own.
@@ -39,7 +40,10 @@ def check_checkpoint(folder: Path) -> None:
             file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)
         ]
         hint = f" ({pickles[0]} is a pickle, which can run code when opened)" if pickles else ""
-        raise InputError(f"{folder}: holds no .safetensors weights{hint}; convert it first")
+        raise InputError(
+            f"{folder}: holds no .safetensors weights{hint}; "
+            "`frugalfm import-checkpoint` makes them"
+        )
 
 
 def load_encoder(
@@ -63,7 +67,8 @@ def load_encoder(
     ------
     InputError
         The folder is not a checkpoint, is damaged, or holds keys or shapes that the architecture
-        does not, or lacks some that it needs.
+        does not, or lacks some that it needs; or the architecture cannot run the attention that
+        config.json names.
     """
     check_checkpoint(folder)
     try:
@@ -86,6 +91,7 @@ def load_encoder(
     except Exception as error:
         raise InputError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
     _refuse_unmatched(folder, report)
+    require_attention(model, getattr(model.config, "attention", None) or "softmax")
     return model.eval().to(device), tokenizer
 
 

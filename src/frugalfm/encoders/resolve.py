@@ -4,30 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, EsmConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EsmConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from frugalfm.encoders.catalogue import PRESETS, create_encoder, create_from_config
+from frugalfm.attention.binding import require_attention
+from frugalfm.encoders.catalogue import (
+    DNA_PRESETS,
+    PRESETS,
+    adopt_specials,
+    create_encoder,
+    create_from_config,
+)
 from frugalfm.encoders.checkpoints import load_encoder
 from frugalfm.errors import InputError
-from frugalfm.tokens.vocabulary import RNA_TOKENS, make_rna_tokenizer
+from frugalfm.tokens.vocabulary import RNA_TOKENS, make_rna_tokenizer, prepare_dna_tokenizer
 
 __all__ = ["open_model"]
 
 
 def open_model(
-    name: str, *, attention: str | None = None, seed: int = 0
+    name: str, *, attention: str | None = None, seed: int = 0, tokenizer: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Path | None]:
     """Make or load a masked-language model.
 
     Parameters
     ----------
     name
-        A key of :data:`PRESETS`, a transformers ``config.json`` of an ESM model over RNA-FM's
-        vocabulary, or a checkpoint folder.
+        A key of :data:`PRESETS` or :data:`DNA_PRESETS`, a transformers ``config.json`` of an ESM
+        model over RNA-FM's vocabulary, a checkpoint folder, or a folder with config and tokenizer
+        only, which starts from random weights.
     attention
         A checkpoint keeps its own and refuses another; else softmax when None.
     seed
         Determines random weights.
+    tokenizer
+        Folder with the tokenizer of a key of :data:`DNA_PRESETS`.
 
     Returns
     -------
@@ -39,31 +55,74 @@ def open_model(
     InputError
         `name` is none of these, or the attention is not the checkpoint's.
     """
-    if name in PRESETS and Path(name).exists():
+    named = name in PRESETS or name in DNA_PRESETS
+    if named and Path(name).exists():
         raise InputError(
             f"{name}: is a named size, and a folder here; write ./{name} for the folder, "
             "or call it otherwise"
         )
-    if name in PRESETS:
-        return *create_encoder(name, attention=attention or "softmax", seed=seed), None
+    if named:
+        made = create_encoder(
+            name, attention=attention or "softmax", seed=seed, tokenizer=tokenizer
+        )
+        return *made, None
+    if tokenizer is not None:
+        raise InputError(
+            f"{name}: brings its own tokenizer; only named sizes of DNABERT-2 take one"
+        )
     path = Path(name).expanduser()
     if path.suffix == ".json" and path.is_file():
         return *_create_from_file(path, attention, seed), path
     if not path.is_dir():
         raise InputError(
-            f"{name}: neither a named size ({', '.join(PRESETS)}), nor a config.json, "
-            "nor a checkpoint folder"
+            f"{name}: neither a named size ({', '.join([*PRESETS, *DNA_PRESETS])}), "
+            "nor a config.json, nor a checkpoint folder"
         )
-    model, tokenizer = load_encoder(path)
+    if (path / "config.json").is_file() and not any(map(_holds_weights, path.iterdir())):
+        return *_create_from_folder(path, attention, seed), path
+    model, words = load_encoder(path)
     stored = getattr(model.config, "attention", None)
     if stored is None:
         stored = model.config.attention = "softmax"
         model.set_attn_implementation("softmax")
+        require_attention(model, "softmax")
     if attention not in {None, stored}:
         raise InputError(
             f"{path}: was trained with attention {stored!r}; it cannot continue with {attention!r}"
         )
-    return model, tokenizer, path
+    return model, words, path
+
+
+def _holds_weights(file: Path) -> bool:
+    return file.suffix in {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
+
+
+def _create_from_folder(
+    path: Path, attention: str | None, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Start from random weights where a folder has a config and a tokenizer, but no weights."""
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        if config.model_type == "dnabert2":
+            words = prepare_dna_tokenizer(path)
+        else:
+            words = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path}: holds no weights, and no transformers config and tokenizer to start from "
+            f"random ones ({error})"
+        ) from error
+    if len(words) != config.vocab_size:
+        raise InputError(
+            f"{path}: config.json says vocab_size {config.vocab_size}, the tokenizer has "
+            f"{len(words)} tokens"
+        )
+    config.attention = attention or getattr(config, "attention", None) or "softmax"
+    return create_from_config(adopt_specials(config, words), seed), words
 
 
 def _create_from_file(

@@ -149,6 +149,9 @@ def find_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Linear]:
     """
     head = getattr(model, "lm_head", None)
     dense = getattr(head, "dense", None)
+    if head is None:  # named as in BERT
+        head = getattr(getattr(model, "cls", None), "predictions", None)
+        dense = getattr(getattr(head, "transform", None), "dense", None)
     if head is None or not isinstance(dense, nn.Linear):
         prefix = model.base_model_prefix + "."
         outside = [
@@ -157,7 +160,8 @@ def find_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Linear]:
             if isinstance(module, nn.Linear) and not name.startswith(prefix)
         ]
         raise InputError(
-            f"{type(model).__name__}: has no head layer lm_head.dense to take gradients of; "
+            f"{type(model).__name__}: has no head layer lm_head.dense or "
+            f"cls.predictions.transform.dense to take gradients of; "
             f"linear layers outside its trunk: {', '.join(outside) or 'none'}"
         )
     return head, dense

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from frugalfm.encoders.devices import Precision, autocast, limit_batch
+from frugalfm.errors import InputError
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.inputs import Encoded
@@ -49,6 +50,13 @@ class Embedder:
     pooling: Pooling = "mean"
     batch_tokens: int = 16_384
     precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.pooling == "token" and not self.codec.per_residue:
+            raise InputError(
+                "embeddings of residues (--pooling token, tasks with a structure) need a tokenizer "
+                "with one token a residue; use mean or cls"
+            )
 
     @property
     def width(self) -> int:

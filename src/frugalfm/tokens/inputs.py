@@ -24,7 +24,7 @@ class Encoded:
     ids
         Names of the records.
     tokens
-        Residue ids of each record (uint8).
+        Token ids of each record.
     """
 
     ids: list[str]
@@ -32,7 +32,7 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Residues of each record (int32)."""
+        """Tokens of each record (int32)."""
         return np.array([len(tokens) for tokens in self.tokens], dtype=np.int32)
 
 
@@ -45,7 +45,10 @@ def stream_encoded(path: Path, codec: Codec) -> Iterator[Encoded]:
         The input cannot be read, or holds a sequence that is longer than the model takes.
     """
     for batch in stream_sequences(path, codec.alphabet):
-        tokens, lengths = codec.encode(batch.column("sequence"))
+        try:
+            tokens, lengths = codec.encode(batch.column("sequence"))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         ids = batch.column("id").to_pylist()
         longest = int(lengths.argmax()) if len(lengths) else 0
         if len(lengths) and lengths[longest] > codec.max_residues:

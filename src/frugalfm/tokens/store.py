@@ -14,7 +14,7 @@ from frugalfm.tokens.codec import Codec
 
 __all__ = ["TokenList", "TokenStore", "Tokens"]
 
-_TOKENS, _OFFSETS = "tokens.bin", "offsets.npy"
+_TOKENS, _OFFSETS, _DTYPE = "tokens.bin", "offsets.npy", "dtype.txt"
 
 
 class Tokens(Protocol):
@@ -23,7 +23,7 @@ class Tokens(Protocol):
     Attributes
     ----------
     lengths
-        int32, shape ``(n,)``: residues of each row.
+        int32, shape ``(n,)``: tokens of each row.
     """
 
     lengths: np.ndarray
@@ -44,12 +44,12 @@ class TokenList:
         return len(self._sequences)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Residue ids of one sequence (uint8)."""
+        """Token ids of one sequence."""
         return self._sequences[row]
 
 
 class TokenStore:
-    """Encoded sequences by row, one byte a residue on disk.
+    """Encoded sequences by row, one byte a token on disk, or two if the vocabulary is large.
 
     Parameters
     ----------
@@ -59,7 +59,10 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         self._offsets = np.load(folder / _OFFSETS)
-        self._tokens = np.memmap(folder / _TOKENS, dtype=np.uint8, mode="r")
+        stored = folder / _DTYPE
+        # Without the file it was begun by an earlier version, which knew bytes only.
+        dtype = np.dtype(stored.read_text() if stored.is_file() else np.uint8)
+        self._tokens = np.memmap(folder / _TOKENS, dtype=dtype, mode="r")
         self.lengths = np.diff(self._offsets).astype(np.int32)
 
     @classmethod
@@ -73,6 +76,8 @@ class TokenStore:
                     tokens, counts = codec.encode(table["sequence"])
                     handle.write(tokens.data)
                     lengths.append(counts)
+            with write_atomically(folder / _DTYPE) as handle:
+                handle.write(codec.dtype.name)
             with write_atomically(folder / _OFFSETS, "wb") as handle:
                 np.save(handle, np.cumsum(np.concatenate(lengths), dtype=np.int64))
         return cls(folder)
@@ -81,5 +86,5 @@ class TokenStore:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Residue ids of one sequence (uint8)."""
+        """Token ids of one sequence."""
         return self._tokens[self._offsets[row] : self._offsets[row + 1]]

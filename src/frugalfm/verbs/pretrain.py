@@ -17,7 +17,8 @@ def pretrain(
     *,
     model: str,
     out: Path,
-    attention: Literal["softmax", "softmax1"] | None = None,
+    tokenizer: Path | None = None,
+    attention: Literal["softmax", "softmax1", "clipped", "gated", "sink"] | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     batch_tokens: int = 16_384,
@@ -45,12 +46,16 @@ def pretrain(
         Shards or a coreset.
     model
         A named size (rna-fm, rna-fm-small, rna-fm-tiny, rna-fm-nano), a transformers config.json,
-        or a checkpoint folder to continue from.
+        a checkpoint folder to continue from, or a folder with config.json and tokenizer only, to
+        start from random weights. dnabert2 and dnabert2-tiny need --tokenizer.
     out
         The checkpoint: weights, config, tokenizer, log.jsonl, model card.
+    tokenizer
+        Folder with the tokenizer of a named size of DNABERT-2.
     attention
-        softmax, or softmax1 (which may attend to nothing). By default the checkpoint's own,
-        else softmax.
+        softmax, or one of those that may attend to nothing: softmax1, sink (softmax1 with a
+        learned share per head), gated (softmax with a learned gate per head), clipped (softmax
+        with exact zeros, slower). By default the checkpoint's own, else softmax.
     steps
         Optimizer steps.
     epochs
@@ -104,7 +109,7 @@ def pretrain(
 
     place = choose_device(device)
     pools = [open_shards(folder) for folder in (data, validation) if folder is not None]
-    encoder, tokenizer, source = open_model(model, attention=attention, seed=seed)
+    encoder, words, source = open_model(model, attention=attention, seed=seed, tokenizer=tokenizer)
     recipe = Recipe(
         steps=steps or 0,
         batch_tokens=batch_tokens,
@@ -123,14 +128,14 @@ def pretrain(
         recipe.identity()
         | {"model": "checkpoint" if source else model, "attention": encoder.config.attention}
         | {"epochs": epochs, "validation_fraction": validation_fraction},
-        {"data": data, "model": source, "validation": validation},
+        {"data": data, "model": source, "validation": validation, "tokenizer": tokenizer},
         overwrite=overwrite,
     )
     with stage:
         if stage.done:
             print(f"{out}: already pretrained, {describe_training(stage.summary)}")
             return out
-        prepared = prepare_data(stage.scratch, tokenizer, pools, validation_fraction)
+        prepared = prepare_data(stage.scratch, words, pools, validation_fraction)
         recipe = recipe.fix_steps(prepared, epochs)
         numbers = train(
             encoder.to(place),
@@ -146,9 +151,7 @@ def pretrain(
             "parameters": sum(p.numel() for p in encoder.parameters()),
             "device": str(place),
         }
-        save_encoder(
-            encoder.cpu(), tokenizer, stage.work, _write_card(encoder.config, data, summary)
-        )
+        save_encoder(encoder.cpu(), words, stage.work, _write_card(encoder.config, data, summary))
         stage.commit(summary)
     print(f"{out}: pretrained, {describe_training(summary)}, {summary['seconds']:.0f} s")
     return out

@@ -1,0 +1,73 @@
+"""``frugalfm import-checkpoint``: a published checkpoint, made safe and native."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from frugalfm.verbs import with_paths
+
+__all__ = ["import_checkpoint"]
+
+
+@with_paths
+def import_checkpoint(
+    path: Path,
+    *,
+    out: Path,
+    architecture: Literal["auto", "dnabert2", "rna-fm"] = "auto",
+    tokenizer: Path | None = None,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Turn a published checkpoint into one that every verb here reads.
+
+    Reads DNABERT-2's folder, RNA-FM's RNA-FM_pretrained.pth, and folders that transformers knows
+    by itself (ESM, BERT). Every tensor must be matched by name and shape; what is not is named
+    and refused. Nothing is downloaded, and Python files beside a checkpoint are not run.
+
+    Parameters
+    ----------
+    path
+        The checkpoint's folder or file.
+    out
+        The checkpoint: weights (safetensors), config, tokenizer.
+    architecture
+        dnabert2 or rna-fm; auto tells it from the files.
+    tokenizer
+        Folder with the tokenizer, where the checkpoint has none beside it.
+    allow_pickle
+        Open .bin, .pt and .pth files. First without running any code in them; if that fails,
+        fully, in a process of its own, which has your rights: only for files that you trust.
+    overwrite
+        Replace a different artifact at --out.
+    """
+    from frugalfm.artifacts import open_stage
+    from frugalfm.encoders import load_encoder, save_encoder
+    from frugalfm.encoders.foreign import recognise, translate
+
+    layout = recognise(path) if architecture == "auto" else architecture
+    stage = open_stage(
+        out,
+        "checkpoint",
+        {"imported": layout},
+        {"checkpoint": path, "tokenizer": tokenizer},
+        overwrite=overwrite,
+    )
+    with stage:
+        if stage.done:
+            print(f"{out}: already imported, {_describe(stage.summary)}")
+            return out
+        native = stage.scratch / "native"
+        summary = translate(path, layout, native, tokenizer=tokenizer, allow_pickle=allow_pickle)
+        model, words = load_encoder(native)
+        summary["parameters"] = sum(p.numel() for p in model.parameters())
+        save_encoder(model, words, stage.work)
+        stage.commit(summary)
+    print(f"{out}: imported, {_describe(summary)}")
+    return out
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    words = f"{summary['architecture']}, {summary['parameters'] / 1e6:.1f}M parameters"
+    return "; ".join([words, *summary["notes"]])
