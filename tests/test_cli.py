@@ -24,7 +24,10 @@ HEAVY = {
 }
 
 
-@pytest.mark.parametrize("verb", ["", *frugalfm.VERBS])
+WORDS = [verb.replace("_", "-") for verb in frugalfm.VERBS]
+
+
+@pytest.mark.parametrize("verb", ["", *WORDS])
 def test_help_imports_nothing_heavy(verb):
     """What keeps `--help` under 0.3 s."""
     code = (
@@ -41,7 +44,7 @@ def test_every_verb_and_option_is_explained(capsys):
     main(["--help"])
     overview = capsys.readouterr().out
     for verb in frugalfm.VERBS:
-        assert f" {verb} " in overview
+        assert f" {verb.replace('_', '-')} " in overview
         function = getattr(frugalfm, verb)
         options = set(function.__annotations__) - {"return"}
         text = function.__doc__
@@ -69,6 +72,9 @@ def test_no_verb_shows_the_overview(capsys):
         (["evaluate", "nowhere", "--task", "x", "--out", "OUT"], "nowhere"),
         (["outliers", "nowhere", "--data", "x", "--out", "OUT"], "nowhere"),
         (["quantize", "nowhere", "--data", "x", "--out", "OUT"], "nowhere"),
+        (["tune", "nowhere", "--task", "x", "--method", "lora", "--out", "OUT"], "nowhere"),
+        (["import-checkpoint", "nowhere", "--out", "OUT"], "nowhere"),
+        (["import-checkpoint", "nowhere", "--out", "OUT"], "nowhere"),
         (["demo", "--steps", "0", "--out", "OUT"], "--steps must be positive"),
     ],
 )  # fmt: skip

@@ -8,6 +8,11 @@ from transformers import BertConfig, BertForMaskedLM, EsmForSequenceClassificati
 from frugalfm.encoders import create_encoder
 from frugalfm.encoders.anatomy import describe_encoder
 from frugalfm.encoders.devices import choose_device
+from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
+from frugalfm.encoders.dnabert2.modeling import (
+    DnaBert2ForMaskedLM,
+    DnaBert2ForSequenceClassification,
+)
 from frugalfm.errors import InputError
 
 
@@ -58,7 +63,7 @@ def test_unknown_architecture_is_refused():
     config = BertConfig(
         vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     )
-    with pytest.raises(InputError, match=r"'bert'.*known: esm"):
+    with pytest.raises(InputError, match=r"'bert'.*known: esm, dnabert2"):
         describe_encoder(BertForMaskedLM(config))
     with pytest.raises(InputError, match="Linear"):
         describe_encoder(nn.Linear(2, 2))
@@ -78,3 +83,37 @@ def test_devices():
         choose_device("abacus")
     with pytest.raises(InputError, match="is not here"):
         choose_device("cuda:99")
+
+
+def test_dnabert2():
+    """Post-LN: a layer's last LayerNorm is its own; the projection is fused."""
+    config = DnaBert2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    model = DnaBert2ForMaskedLM(config).eval()
+    anatomy = describe_encoder(model)
+    assert not anatomy.pre_norm
+    assert anatomy.head == ("cls.predictions.transform.dense", "cls.predictions.decoder")
+    for block in anatomy.blocks:
+        assert block.linears == {
+            block.query: "query+key+value",
+            block.attention_out: "attention_out",
+            block.ffn_in: "ffn_in",
+            block.ffn_out: "ffn_out",
+        }
+        assert model.get_submodule(block.query).out_features == 48
+        assert model.get_submodule(block.ffn_in).out_features == 48
+        assert model.get_submodule(block.ffn_out).in_features == 24
+        assert block.output_norm == block.ffn_norm
+    left = {}
+    for block in anatomy.blocks:
+        for name in (block.name, block.output_norm):
+            model.get_submodule(name).register_forward_hook(
+                lambda m, i, out, name=name: left.update({name: out})
+            )
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[1, 6, 7, 8, 2]]))
+    for block in anatomy.blocks:
+        assert torch.equal(left[block.name], left[block.output_norm])
+    labelled = DnaBert2ForSequenceClassification(config)
+    assert describe_encoder(labelled).head == ("bert.pooler.dense", "classifier")

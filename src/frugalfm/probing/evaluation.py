@@ -10,37 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from frugalfm.errors import InputError
 from frugalfm.probing.embed import Embedder
 from frugalfm.probing.probes import Probe, choose, fit_logistic, fit_ridge
 from frugalfm.tasks.folder import Task
-from frugalfm.tasks.metrics import Estimate, score_classes, score_numbers, to_json
+from frugalfm.tasks.results import Evaluation, report_predictions, score_split
 from frugalfm.tasks.splits import Split
 
-__all__ = ["Evaluation", "evaluate_task"]
+__all__ = ["evaluate_task"]
 
 _WINDOW = 1 << 24  # numbers of residues' embeddings held at once
 _CHOSEN_BY = {"classification": "macro_f1", "token": "macro_f1", "regression": "spearman"}
 Tick = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a probe achieved.
-
-    Attributes
-    ----------
-    metrics
-        Fit for JSON; see :func:`evaluate_task`.
-    predictions
-        One row a test sequence: ``row`` (in its file, from 0), ``label``, ``prediction`` and,
-        for classes of sequences, ``probability`` of the predicted one.
-    """
-
-    metrics: dict[str, Any]
-    predictions: pa.Table
 
 
 @dataclass(frozen=True)
@@ -85,9 +67,7 @@ def evaluate_task(
     Returns
     -------
     Evaluation
-        Its metrics are ``task, kind, reason, classes, n, probe, dev, test, baseline, repeats,
-        dropped, cropped, bootstrap``; ``dev`` and ``test`` hold a value and an interval for each
-        metric, ``baseline`` those of the majority class or the mean of the training labels.
+        As :func:`~frugalfm.tasks.results.report_predictions` makes it, with a ``probe``.
     """
     if (embedder.pooling == "token") != (task.kind == "token"):
         raise InputError(f"pooling {embedder.pooling!r} does not suit a task of kind {task.kind!r}")
@@ -95,30 +75,15 @@ def evaluate_task(
         outcome = _probe_residues(embedder, task, train_tokens, seed, tick)
     else:
         outcome = _probe_sequences(embedder, task, tick)
-
-    def score(split: Split, predicted: np.ndarray) -> dict[str, Any]:
-        return to_json(_score(task, split, predicted, resamples=resamples, seed=seed))
-
-    constant = _baseline(task)
-    metrics = {
-        "task": task.folder.resolve().name,
-        "kind": task.kind,
-        "reason": task.reason,
-        "classes": list(task.classes),
-        "n": {name: len(split) for name, split in task.splits.items()},
-        "probe": _describe(task, outcome),
-        "dev": score(task.dev, outcome.dev),
-        "test": score(task.test, outcome.test),
-        "baseline": {
-            "predicts": task.classes[int(constant)] if task.classes else float(constant),
-            "test": score(task.test, np.full(len(task.test.targets), constant)),
-        },
-        "repeats": task.repeats,
-        "dropped": task.dropped,
-        "cropped": task.cropped,
-        "bootstrap": {"resamples": resamples, "level": 0.95, "unit": "sequence", "seed": seed},
-    }
-    return Evaluation(metrics, _tabulate(task, outcome))
+    return report_predictions(
+        task,
+        outcome.dev,
+        outcome.test,
+        outcome.probability,
+        how={"probe": _describe(task, outcome)},
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def _probe_sequences(embedder: Embedder, task: Task, tick: Tick | None) -> _Outcome:
@@ -191,26 +156,11 @@ def _choose(
     task: Task, probes: list[Probe], found: list[np.ndarray]
 ) -> tuple[int, dict[str, float | None]]:
     name = _CHOSEN_BY[task.kind]
-    values = [_score(task, task.dev, predicted, resamples=0)[name].value for predicted in found]
+    scores = [score_split(task, task.dev, predicted, resamples=0) for predicted in found]
+    values = [score[name].value for score in scores]
     pairs = zip(probes, values, strict=True)
     grid = {f"{p.setting:g}": None if np.isnan(v) else float(v) for p, v in pairs}
     return choose(values), grid
-
-
-def _score(
-    task: Task, split: Split, predicted: np.ndarray, *, resamples: int, seed: int = 0
-) -> dict[str, Estimate]:
-    if task.kind == "regression":
-        return score_numbers(split.targets, predicted, resamples=resamples, seed=seed)
-    groups = np.repeat(np.arange(len(split)), split.lengths) if task.kind == "token" else None
-    return score_classes(split.targets, predicted, groups, resamples=resamples, seed=seed)
-
-
-def _baseline(task: Task) -> np.number:
-    targets = task.train.targets
-    if task.kind == "regression":
-        return np.float64(targets.mean())
-    return np.int64(np.bincount(targets).argmax())
 
 
 def _describe(task: Task, outcome: _Outcome) -> dict[str, Any]:
@@ -225,22 +175,3 @@ def _describe(task: Task, outcome: _Outcome) -> dict[str, Any]:
     if task.kind == "token":
         probe["train_tokens"] = outcome.trained_on
     return probe
-
-
-def _tabulate(task: Task, outcome: _Outcome) -> pa.Table:
-    columns: dict[str, Any] = {"row": pa.array(task.test.rows, pa.int64())}
-    if task.kind == "regression":
-        columns["label"] = pa.array(task.test.targets)
-        columns["prediction"] = pa.array(outcome.test, pa.float64())
-        return pa.table(columns)
-    columns["label"] = task.test.texts
-    names = np.array(task.classes)
-    if task.kind == "classification":
-        columns["prediction"] = pa.array(names[outcome.test].tolist(), pa.string())
-        columns["probability"] = pa.array(outcome.probability, pa.float32())
-        return pa.table(columns)
-    letters = "".join(names[outcome.test].tolist())
-    ends = np.cumsum(task.test.lengths, dtype=np.int64)
-    starts = ends - task.test.lengths
-    predicted = [letters[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
-    return pa.table(columns | {"prediction": pa.array(predicted, pa.string())})

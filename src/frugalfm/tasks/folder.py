@@ -148,7 +148,7 @@ def _choose_column(paths: Mapping[str, Path], kind: str) -> str:
             f"{paths['train']}: pairs of sequences are not evaluated yet; "
             "tasks of single sequences (sequence,label) are"
         )
-    if kind in {"classification", "regression"}:
+    if kind in {"classification", "multilabel", "regression"}:
         return "label"
     if {"label", "structure"} <= set(header) and kind == "auto":
         raise InputError(

@@ -14,7 +14,9 @@ from frugalfm.tasks.splits import Split
 
 __all__ = ["Kind", "code_labels", "infer_kind"]
 
-Kind = Literal["classification", "regression", "token"]
+Kind = Literal["classification", "multilabel", "regression", "token"]
+SEPARATOR = ";"
+"""Between the labels of a sequence that has several; never inferred, only asked for."""
 MOST_CLASSES = 50
 """Whole numbers with more distinct values than this are taken as quantities."""
 
@@ -86,6 +88,8 @@ def code_labels(splits: list[Split], kind: Kind) -> tuple[list[Split], tuple[str
         return [_code_numbers(split, first=i == 0) for i, split in enumerate(splits)], ()
     if kind == "token":
         return _code_residues(splits)
+    if kind == "multilabel":
+        return _code_sets(splits)
     return _code_names(splits)
 
 
@@ -121,6 +125,29 @@ def _code_names(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
                 "to training"
             )
         coded.append(replace(split, targets=np.asarray(codes).astype(np.int64)))
+    return coded, classes
+
+
+def _code_sets(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
+    """Several labels a sequence: targets of 0 and 1, shape ``(n, classes)``."""
+
+    def parse(text: str) -> set[str]:
+        return {name.strip() for name in text.split(SEPARATOR)} - {""}
+
+    sets = [list(map(parse, split.texts.to_pylist())) for split in splits]
+    classes = tuple(sorted(set().union(*sets[0])))
+    _check_count(splits[0], len(classes))
+    coded = []
+    for split, found in zip(splits, sets, strict=True):
+        for at, names in enumerate(found):
+            if unknown := sorted(names - set(classes)):
+                raise InputError(
+                    f"{split.where(at)}: label {unknown[0]!r} does not occur in "
+                    f"{splits[0].path.name}, so it cannot be learnt; take it out"
+                )
+        flags = [[int(name in names) for name in classes] for names in found]
+        texts = pa.array([SEPARATOR.join(sorted(names)) for names in found], pa.string())
+        coded.append(replace(split, targets=np.array(flags, np.int64), texts=texts))
     return coded, classes
 
 

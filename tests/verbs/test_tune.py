@@ -1,0 +1,237 @@
+"""The verb ``tune``: a tuned model that predicts the same when it is loaded again."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from frugalfm.artifacts import read_manifest
+from frugalfm.encoders import create_encoder, save_encoder
+from frugalfm.errors import InputError
+from frugalfm.training.tuned import load_tuned
+from frugalfm.verbs.tune import tune
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
+from dnabert2_oracle import make_dna_tokenizer
+
+ADAPTERS = [
+    pytest.param(name, marks=pytest.mark.skipif(
+        importlib.util.find_spec(needed) is None, reason="optional"
+    ))
+    for name, needed in (("lora", "peft"), ("qlora", "bitsandbytes"), ("loftq", "bitsandbytes"))
+]  # fmt: skip
+FAST = {"max_steps": 6, "learning_rate": 5e-3, "device": "cpu", "validate_every": 3}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    save_encoder(*create_encoder("rna-fm-nano", seed=1), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def task(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "task"
+    folder.mkdir()
+    for name, size in (("train", 60), ("dev", 20), ("test", 20)):
+        rows = ["sequence,label"]
+        for index in range(size):
+            letter = "AG"[index % 2]
+            rows.append("".join(random.choice([letter] * 6 + list("CU"), 12 + index % 5))
+                        + f",{letter}")  # fmt: skip
+        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def predict(model, tokenizer, task):
+    """By nothing but transformers: one sequence at a time, without pads."""
+    sequences = rows_of(task)
+    if "U" not in tokenizer.get_vocab():
+        sequences = [sequence.replace("U", "T") for sequence in sequences]
+    with torch.no_grad():
+        return torch.cat(
+            [model(**tokenizer(s, return_tensors="pt")).logits.softmax(-1) for s in sequences]
+        ).numpy()
+
+
+def check_predictions(out, probabilities):
+    table = pq.read_table(out / "predictions.parquet")
+    classes = json.loads((out / "metrics.json").read_text())["classes"]
+    assert [classes[i] for i in probabilities.argmax(1)] == table["prediction"].to_pylist()
+    np.testing.assert_allclose(table["probability"].to_numpy(), probabilities.max(1), atol=1e-5)
+
+
+def test_full_is_a_plain_hugging_face_folder(checkpoint, task, tmp_path, capsys):
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method="full", **FAST)
+    model, tokenizer = load_tuned(out)
+    check_predictions(out, predict(model, tokenizer, task))
+    plain = AutoModelForSequenceClassification.from_pretrained(out)
+    assert plain.config.id2label == {0: "A", 1: "G"}
+    check_predictions(out, predict(plain.eval(), tokenizer, task))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["tuning"]["effective_batch_size"] == 32
+    assert metrics["tuning"]["seed"] == 42
+    assert read_manifest(out, "tuned")["summary"] == metrics
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
+    said = capsys.readouterr().out
+    assert "seed 42, effective batch size 32" in said
+    tune(checkpoint, task=task, out=out, method="full", **FAST)
+    assert "already there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapter_reloads_to_the_same_predictions(checkpoint, task, tmp_path, method):
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method=method, **FAST)
+    assert not (out / "model.safetensors").exists()
+    model, tokenizer = load_tuned(out)
+    check_predictions(out, predict(model, tokenizer, task))
+    moved = checkpoint.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="is not there"):
+        load_tuned(out)
+    load_tuned(out, base=moved)
+    save_encoder(*create_encoder("rna-fm-nano", seed=2), checkpoint)
+    with pytest.raises(InputError, match="is not the checkpoint"):
+        load_tuned(out)
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_merged_is_a_whole_model(checkpoint, task, tmp_path, method):
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method=method, merge=True, **FAST)
+    assert not (out / "adapter_config.json").exists()
+    model, tokenizer = load_tuned(out)
+    check_predictions(out, predict(model, tokenizer, task))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="optional")
+def test_peft_loads_a_lora_adapter_by_itself(checkpoint, task, tmp_path):
+    from peft import AutoPeftModelForSequenceClassification
+
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method="lora", pooling="cls", **FAST)
+    model = AutoPeftModelForSequenceClassification.from_pretrained(str(out), num_labels=2)
+    check_predictions(out, predict(model.eval(), load_tuned(out)[1], task))
+
+
+@pytest.mark.parametrize("method", ["full", *ADAPTERS[:2]])
+@pytest.mark.parametrize("kind", ["regression", "multilabel", "token"])
+def test_other_kinds(checkpoint, task, tmp_path, kind, method):
+    for path in task.iterdir():
+        rows = [row.split(",")[0] for row in path.read_text().split()[1:]]
+        labels = {
+            "regression": [f"{row.count('A') + 0.5}" for row in rows],
+            "multilabel": [";".join(sorted(set(row[:3]))) for row in rows],
+            "token": [row.translate(str.maketrans("ACGU", "(.).")) for row in rows],
+        }[kind]
+        header = "structure" if kind == "token" else "label"
+        lines = [f"{a},{b}" for a, b in zip(rows, labels, strict=True)]
+        path.write_text(f"sequence,{header}\n" + "\n".join(lines) + "\n")
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method=method, kind=kind, **FAST)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["kind"] == kind
+    table = pq.read_table(out / "predictions.parquet")
+    model, tokenizer = load_tuned(out)
+    with torch.no_grad():
+        first = rows_of(task)[0]
+        logits = model(**tokenizer(first, return_tensors="pt")).logits[0]
+    if kind == "regression":
+        assert float(logits[0]) == pytest.approx(table["prediction"][0].as_py(), abs=1e-4)
+    elif kind == "multilabel":
+        names = [c for c, logit in zip(metrics["classes"], logits, strict=True) if logit > 0]
+        assert table["prediction"][0].as_py() == ";".join(names)
+    else:
+        letters = "".join(metrics["classes"][i] for i in logits[1:-1].argmax(-1))
+        assert table["prediction"][0].as_py() == letters
+
+
+def rows_of(task):
+    return [row.split(",")[0] for row in (task / "test.csv").read_text().split()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"method": "full", "merge": True}, "--merge"),
+        ({"method": "full", "rank": 4}, "--rank"),
+        ({"max_tokens": 2}, "--max-tokens"),
+        ({"method": "full", "preset": "gue/rat"}, "gue/tf"),
+        ({"method": "full", "kind": "token"}, "structure"),
+        ({"method": "full", "leaks": "error"}, "leak"),
+        ({"method": "full", "device": "tpu"}, "tpu"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(checkpoint, task, tmp_path, options, message):
+    if options.get("leaks"):
+        (task / "dev.csv").write_bytes((task / "test.csv").read_bytes())
+    with pytest.raises(InputError, match=message):
+        tune(checkpoint, task=task, out=tmp_path / "t", **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "task"}
+
+
+@pytest.mark.parametrize("method", ["full", *ADAPTERS])
+def test_bf16(checkpoint, task, tmp_path, method):
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method=method, precision="bf16", **FAST)
+    assert json.loads((out / "metrics.json").read_text())["tuning"]["precision"] == "bf16"
+    model, _ = load_tuned(out)
+    trained = [p for n, p in model.named_parameters() if "lora_" in n or "classifier" in n]
+    assert {p.dtype for p in trained} == {torch.float32}
+
+
+def test_test_is_read_once_at_the_end(checkpoint, task, tmp_path, monkeypatch):
+    from frugalfm.training import tuned, tuning
+
+    events = []
+    score = tuning.score_split
+
+    def watched(task, split, predicted, **options):
+        events.append("test" if split is task.test else "dev")
+        return score(task, split, predicted, **options)
+
+    monkeypatch.setattr(tuning, "score_split", watched)
+    report = tuned.report_predictions
+    monkeypatch.setattr(
+        tuned, "report_predictions", lambda *a, **k: (events.append("report"), report(*a, **k))[1]
+    )
+    tune(checkpoint, task=task, out=tmp_path / "t", method="full", **FAST)
+    assert events == ["dev", "dev", "report"]
+
+
+def test_a_tuned_model_is_no_encoder(checkpoint, task, tmp_path):
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method="full", **FAST)
+    with pytest.raises(InputError):
+        tune(out, task=task, out=tmp_path / "again", method="full", **FAST)
+    with pytest.raises(InputError, match="not a finished artifact"):
+        load_tuned(checkpoint)
+
+
+@pytest.mark.parametrize("method", ["full", *ADAPTERS])
+def test_dnabert2_with_the_preset_of_its_task(task, tmp_path, capsys, method):
+    from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
+    from frugalfm.encoders.dnabert2.modeling import DnaBert2ForMaskedLM
+
+    tokenizer = make_dna_tokenizer()
+    torch.manual_seed(0)
+    config = DnaBert2Config(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, attention="softmax1",
+    )  # fmt: skip
+    save_encoder(DnaBert2ForMaskedLM(config), tokenizer, tmp_path / "dna")
+    (tmp_path / "tf").mkdir()
+    folder = task.rename(tmp_path / "tf" / "0")
+    out = tune(
+        tmp_path / "dna", task=folder, out=tmp_path / "t", method=method, max_steps=4,
+        learning_rate=1e-3, device="cpu",
+    )  # fmt: skip
+    assert "preset gue/tf" in capsys.readouterr().out
+    found = json.loads((out / "metrics.json").read_text())["tuning"]
+    assert (found["max_tokens"], found["epochs"], found["warmup_steps"]) == (30, 3, 30)
+    model, tokenizer = load_tuned(out)
+    assert model.config.attention == "softmax1"
+    check_predictions(out, predict(model, tokenizer, folder))
