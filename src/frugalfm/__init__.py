@@ -60,8 +60,10 @@ def _register_config() -> None:
 
 def _register_models() -> None:
     from frugalfm.encoders.dnabert2.register import register_models
+    from frugalfm.encoders.pooled import register_pooled
 
     register_models()
+    register_pooled()
 
 
 def _finish(module: str) -> None:
