@@ -74,7 +74,6 @@ def test_no_verb_shows_the_overview(capsys):
         (["quantize", "nowhere", "--data", "x", "--out", "OUT"], "nowhere"),
         (["tune", "nowhere", "--task", "x", "--method", "lora", "--out", "OUT"], "nowhere"),
         (["import-checkpoint", "nowhere", "--out", "OUT"], "nowhere"),
-        (["import-checkpoint", "nowhere", "--out", "OUT"], "nowhere"),
         (["demo", "--steps", "0", "--out", "OUT"], "--steps must be positive"),
     ],
 )  # fmt: skip

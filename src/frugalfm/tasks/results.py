@@ -12,7 +12,7 @@ from frugalfm.tasks.folder import Task
 from frugalfm.tasks.metrics import Estimate, score_classes, score_numbers, to_json
 from frugalfm.tasks.splits import Split
 
-__all__ = ["Evaluation", "report_predictions", "score_split"]
+__all__ = ["Evaluation", "describe_scores", "describe_task", "report_predictions", "score_split"]
 
 
 @dataclass(frozen=True)
@@ -152,3 +152,32 @@ def _tabulate(task: Task, predicted: np.ndarray, probability: np.ndarray | None)
     starts = ends - task.test.lengths
     found = [letters[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
     return pa.table(columns | {"prediction": pa.array(found, pa.string())})
+
+
+def describe_task(metrics: dict[str, Any]) -> str:
+    """Say in one line what was predicted, why it is taken for that, and of how many sequences."""
+    sizes = ", ".join(f"{count:,} {name}" for name, count in metrics["n"].items())
+    kind = metrics["kind"] + (
+        f" of {len(metrics['classes'])} classes" if metrics["classes"] else ""
+    )
+    return f"{metrics['task']}, {kind} ({metrics['reason']}); {sizes}"
+
+
+def describe_scores(metrics: dict[str, Any]) -> list[str]:
+    """Say what was measured on test, beside the baseline, and what happened to the splits."""
+    lines = []
+    for name, found in metrics["test"].items():
+        value, low, high = (_show(found[key]) for key in ("value", "low", "high"))
+        base = _show(metrics["baseline"]["test"][name]["value"])
+        lines.append(f"  test {name:9} {value}  [{low}, {high}]  baseline {base}")
+    for what in ("repeats", "dropped", "cropped"):
+        counts = [
+            f"{count:,} {key.replace('_', ' ')}" for key, count in metrics[what].items() if count
+        ]
+        if counts:
+            lines.append(f"  {what}: {', '.join(counts)}")
+    return lines
+
+
+def _show(value: float | None) -> str:
+    return "  n/a" if value is None else f"{value:.4f}"

@@ -140,29 +140,14 @@ def evaluate(
 
 
 def _summarise(out: Path, metrics: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{count:,} {name}" for name, count in metrics["n"].items())
-    kind = metrics["kind"] + (
-        f" of {len(metrics['classes'])} classes" if metrics["classes"] else ""
-    )
+    from frugalfm.tasks.results import describe_scores, describe_task
+
     probe = metrics["probe"]
     setting = next(f"{key}={probe[key]:g}" for key in ("C", "alpha") if key in probe)
     lines = [
-        f"{out}: {metrics['task']}, {kind} ({metrics['reason']}); {sizes}",
+        f"{out}: {describe_task(metrics)}",
         f"  {probe['name']}, {setting} by {probe['chosen_by']}"
         + ("" if probe["converged"] else "; the solver stopped before it converged"),
     ]
-    for name, found in metrics["test"].items():
-        value, low, high = (_show(found[key]) for key in ("value", "low", "high"))
-        base = _show(metrics["baseline"]["test"][name]["value"])
-        lines.append(f"  test {name:9} {value}  [{low}, {high}]  baseline {base}")
-    for what in ("repeats", "dropped", "cropped"):
-        counts = [
-            f"{count:,} {key.replace('_', ' ')}" for key, count in metrics[what].items() if count
-        ]
-        if counts:
-            lines.append(f"  {what}: {', '.join(counts)}")
+    lines += describe_scores(metrics)
     return "\n".join(lines)
-
-
-def _show(value: float | None) -> str:
-    return "  n/a" if value is None else f"{value:.4f}"

@@ -247,32 +247,17 @@ def _announce(method: str, recipe: Any, preset: str | None) -> str:
 
 
 def _summarise(out: Path, metrics: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{count:,} {name}" for name, count in metrics["n"].items())
-    kind = metrics["kind"] + (
-        f" of {len(metrics['classes'])} classes" if metrics["classes"] else ""
-    )
+    from frugalfm.tasks.results import describe_scores, describe_task
+
     tuning = metrics["tuning"]
     lines = [
-        f"{out}: {metrics['task']}, {kind} ({metrics['reason']}); {sizes}",
+        f"{out}: {describe_task(metrics)}",
         f"  {tuning['method']}, {tuning['trained_parameters']:,} parameters trained, "
         f"best by {tuning['chosen_by']} at step {tuning['best_step']:,} of {tuning['steps']:,}"
         + (", stopped early" if tuning["stopped_early"] else "")
         + f", {tuning['seconds']:.0f} s",
     ]
-    for name, found in metrics["test"].items():
-        value, low, high = (_show(found[key]) for key in ("value", "low", "high"))
-        base = _show(metrics["baseline"]["test"][name]["value"])
-        lines.append(f"  test {name:9} {value}  [{low}, {high}]  baseline {base}")
+    lines += describe_scores(metrics)
     if tuning["shortened"]:
         lines.append(f"  cut to {tuning['max_tokens']} tokens: {tuning['shortened']:,} of train")
-    for what in ("repeats", "dropped", "cropped"):
-        counts = [
-            f"{count:,} {key.replace('_', ' ')}" for key, count in metrics[what].items() if count
-        ]
-        if counts:
-            lines.append(f"  {what}: {', '.join(counts)}")
     return "\n".join(lines)
-
-
-def _show(value: float | None) -> str:
-    return "  n/a" if value is None else f"{value:.4f}"
