@@ -145,3 +145,13 @@ def test_muon_takes_matrices_of_the_blocks_and_adamw_the_rest():
     undecayed = {names[id(p)] for p in adamw.param_groups[1]["params"]}
     assert "esm.embeddings.word_embeddings.weight" in undecayed
     assert all(group["weight_decay"] == 0 for group in adamw.param_groups[1:])
+
+
+def test_gates_are_adamws_and_not_decayed():
+    model, _ = make_setting(attention="gated")
+    adamw, muon = make_optimizers(model, "muon", learning_rate=1e-3, weight_decay=0.1)
+    gates = {id(p) for name, p in model.named_parameters() if "gate_" in name}
+    assert len(gates) == 2 * 3
+    assert gates <= {id(p) for p in adamw.param_groups[1]["params"]}
+    assert adamw.param_groups[1]["weight_decay"] == 0
+    assert not gates & {id(p) for group in muon.param_groups for p in group["params"]}

@@ -21,7 +21,7 @@ def make_optimizers(
 
     ``muon`` orthogonalises the updates of the weight matrices inside the blocks (Jordan et al.
     2024), scaled to AdamW's RMS so that learning rates carry over; all else is AdamW's.
-    Weight decay spares biases, LayerNorms and embeddings.
+    Weight decay spares biases, LayerNorms, embeddings and attention's gates.
 
     Parameters
     ----------
@@ -39,7 +39,9 @@ def make_optimizers(
     for parameter_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim != 2 or id(parameter) in embeddings:
+        # A gate is a vector per head, not a map between spaces.
+        gate = parameter_name.endswith(".gate_weight")
+        if parameter.ndim != 2 or gate or id(parameter) in embeddings:
             rest.append(parameter)
         elif name == "muon" and ".layer." in parameter_name:
             inner.append(parameter)
