@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from frugalfm.errors import InputError
+from frugalfm.progress import progress
 from frugalfm.sequences.shards import Part, Shards, ShardWriter, read_parquet, shard_schema
 
 __all__ = ["copy_rows"]
@@ -42,7 +42,7 @@ def copy_rows(shards: Shards, selection: Path, folder: Path) -> dict[str, Any]:
     required = len(shard_schema())
     user = list(pq.read_schema(shards.parts[0].path))[required:]
     with ShardWriter(folder, shard_schema(user)) as writer:
-        for part in tqdm(shards.parts, desc="copy", unit="part", disable=None):
+        for part in progress(shards.parts, desc="copy", unit="part"):
             _copy_part(part, selection, writer)
     return writer.summary()
 

@@ -14,9 +14,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from frugalfm.errors import FrugalError, InputError
+from frugalfm.progress import progress
 
 __all__ = ["Pool", "literal", "open_pool"]
 
@@ -94,7 +94,7 @@ def open_pool(
         tempfile.TemporaryDirectory(dir=scratch, prefix="duckdb-") as folder,
         duckdb.connect() as connection,
         _naming_the_damaged(files),
-        tqdm(desc="select", unit="query", leave=False, disable=None) as progress,
+        progress(desc="select", unit="query") as bar,
     ):
         # The order of rows is always stated where it matters, so DuckDB need not keep it.
         connection.execute("SET preserve_insertion_order = false")
@@ -105,7 +105,7 @@ def open_pool(
             f"FROM read_parquet([{', '.join(map(_pattern, files))}], filename = true)"
         )
         connection.execute("CREATE TEMP VIEW scores AS SELECT * EXCLUDE filename FROM located")
-        yield Pool(connection, _check_values(connection), progress)
+        yield Pool(connection, _check_values(connection), bar)
 
 
 def literal(value: str | float) -> str:

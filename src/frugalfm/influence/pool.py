@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load_file, load_model, save_file, save_model
-from tqdm import tqdm
 
 from frugalfm.artifacts import write_atomically
 from frugalfm.influence.gradients import HeadGradients
@@ -24,6 +22,7 @@ from frugalfm.influence.scoring import (
     estimate_fisher,
     score_sequences,
 )
+from frugalfm.progress import progress
 from frugalfm.sequences.shards import Part, Shards
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.store import TokenList
@@ -62,15 +61,7 @@ def score_pool(
     """
     started = time.perf_counter()
     fisher = _prepare(gradients, shards, recipe, work, scratch)
-    with tqdm(
-        total=shards.n_residues,
-        desc="score",
-        unit="nt",
-        unit_scale=True,
-        file=sys.stderr,
-        disable=None,
-        leave=False,
-    ) as bar:
+    with progress(total=shards.n_residues, desc="score", unit="nt", unit_scale=True) as bar:
         for part in shards.parts:
             _score_part(gradients, fisher, shards, part, recipe, work, bar)
     summary = _summarise(sorted(work.glob("part-*.parquet")))
@@ -151,7 +142,7 @@ def _score_part(
     part: Part,
     recipe: ScoreRecipe,
     work: Path,
-    bar: tqdm,
+    bar: Any,
 ) -> None:
     """Score one part; the file appears only when it is whole."""
     path = work / part.path.name

@@ -8,7 +8,6 @@ LayerNorm (:class:`~frugalfm.encoders.anatomy.Block` says which one that is in a
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from frugalfm.encoders.anatomy import describe_encoder
 from frugalfm.encoders.devices import limit_batch
 from frugalfm.errors import InputError
+from frugalfm.progress import progress
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 
@@ -166,7 +165,7 @@ def measure_outliers(
     device = next(model.parameters()).device
     lengths = np.array([len(sequence) for sequence in sequences])
     plan = plan_by_length(lengths, limit_batch(batch_tokens, device))
-    bar = tqdm(plan, desc="outliers", unit="batch", file=sys.stderr, disable=None, leave=False)
+    bar = progress(plan, desc="outliers", unit="batch")
     with watch(model, list(sums), lambda name, x: sums[name].add(name, x), "output"):
         for rows in bar:
             ids, _ = codec.collate([sequences[row] for row in rows])

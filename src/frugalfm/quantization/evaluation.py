@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from frugalfm.errors import InputError
 from frugalfm.probing.activations import watch
+from frugalfm.progress import progress
 from frugalfm.quantization.quantizers import Grid
 from frugalfm.quantization.scheme import Scheme
 from frugalfm.quantization.simulate import Simulation, simulate
@@ -104,7 +103,7 @@ def compare(model: nn.Module, scheme: Scheme, batches: Sequence[Batch]) -> Compa
     device = next(model.parameters()).device
     tally = _Tally()
     counter = _ClipCounter(scheme, device)
-    bar = tqdm(batches, desc=scheme.label, unit="batch", file=sys.stderr, disable=None, leave=False)
+    bar = progress(batches, desc=scheme.label, unit="batch")
     with simulate(model, scheme) as simulation:
         for made in bar:
             batch = made.to(device)

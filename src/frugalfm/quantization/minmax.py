@@ -6,16 +6,15 @@ calibration batches' ranges.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from frugalfm.errors import InputError
 from frugalfm.probing.activations import watch
+from frugalfm.progress import progress
 from frugalfm.quantization.observers import MinMax, Observer, RunningMinMax
 from frugalfm.quantization.quantizers import Format, Grid
 from frugalfm.quantization.scheme import FLOATING_POINT, Scheme, hash_weight
@@ -99,7 +98,7 @@ def observe_inputs(
 ) -> None:
     """Run calibration batches and show each site's observer the inputs of real tokens."""
     device = next(model.parameters()).device
-    bar = tqdm(batches, desc="calibrate", unit="batch", file=sys.stderr, disable=None, leave=False)
+    bar = progress(batches, desc="calibrate", unit="batch")
 
     def see(name: str, values: Tensor) -> None:
         observers[name].observe(values)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from frugalfm.errors import FrugalError, InputError
+from frugalfm.progress import progress
 from frugalfm.sequences.alphabets import Alphabet
 from frugalfm.sequences.cutting import Cutter, Policies, Rows
 from frugalfm.sequences.readers import Source
@@ -85,9 +85,7 @@ def write_shards(
         strands=alphabet if reverse_complements else None,
     )
     size = sum(source.path.stat().st_size for source in sources)
-    with tqdm(
-        total=2 * size, unit="B", unit_scale=True, desc="build", delay=_PATIENCE, disable=None
-    ) as bar:
+    with progress(total=2 * size, unit="B", unit_scale=True, desc="build", delay=_PATIENCE) as bar:
         for rows in cutter.rows(sources, bar.update):
             repeats.add(rows.table.column("id"), rows.table.column("sequence"))
         with repeats.find() as changes:

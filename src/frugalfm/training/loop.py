@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from frugalfm.artifacts import write_atomically
 from frugalfm.encoders.devices import Precision, autocast, limit_batch
 from frugalfm.errors import FrugalError
+from frugalfm.progress import progress
 from frugalfm.tokens.masking import IGNORED
 from frugalfm.training.data import Batch, TrainingData, make_batch
 from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate
@@ -125,15 +124,7 @@ def train(
     )
     done = load_state(state, model, optimizers)
     log = _Log(folder / "log.jsonl", done)
-    bar = tqdm(
-        total=recipe.steps,
-        initial=done,
-        desc=label,
-        unit="step",
-        file=sys.stderr,
-        disable=None,
-        leave=False,
-    )
+    bar = progress(total=recipe.steps, initial=done, desc=label, unit="step")
     started = time.perf_counter()
     losses: list[Tensor] = []
     model.train()

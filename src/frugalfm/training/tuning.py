@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from frugalfm.encoders.devices import Precision, autocast, limit_batch
 from frugalfm.encoders.heads import residue_logits, stretch_head
 from frugalfm.errors import FrugalError
+from frugalfm.progress import progress
 from frugalfm.tasks.folder import Task
 from frugalfm.tasks.labels import Kind
 from frugalfm.tasks.results import score_split
@@ -187,7 +186,7 @@ def tune(
     tuned.parameters, started = sum(map(torch.numel, trained)), time.perf_counter()
     kept = _copy(trained)
     losses: list[Tensor] = []
-    bar = tqdm(total=steps, desc="tune", unit="step", file=sys.stderr, disable=None, leave=False)
+    bar = progress(total=steps, desc="tune", unit="step")
     for step, epoch, rows in _iterate(train, recipe, steps):
         losses.append(_accumulate(model, train, rows, recipe, step, (shift, scale)))
         nn.utils.clip_grad_norm_(trained, recipe.clip)

@@ -53,10 +53,6 @@ def embed(
     Path
         The file.
     """
-    import sys
-
-    from tqdm import tqdm
-
     import frugalfm
     from frugalfm.artifacts import fingerprint
     from frugalfm.encoders import load_encoder
@@ -64,6 +60,7 @@ def embed(
     from frugalfm.encoders.devices import choose_device
     from frugalfm.probing.embed import Embedder
     from frugalfm.probing.store import write_embeddings
+    from frugalfm.progress import progress
     from frugalfm.tokens.codec import Codec
     from frugalfm.tokens.inputs import stream_encoded
 
@@ -89,15 +86,7 @@ def embed(
         raise InputError(f"{sequences}: holds no sequences")
     embedder = Embedder(model, codec, pooling, batch_tokens, precision)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(
-        total=residues,
-        desc="embed",
-        unit="residue",
-        unit_scale=True,
-        file=sys.stderr,
-        disable=None,
-        leave=False,
-    ) as bar:
+    with progress(total=residues, desc="embed", unit="residue", unit_scale=True) as bar:
         pieces = stream_encoded(sequences, codec)
         count = write_embeddings(out, pieces, embedder, metadata, bar.update)
     what = "residue" if pooling == "token" else "sequence"

@@ -70,10 +70,7 @@ def evaluate(
     Path
         The evaluation.
     """
-    import sys
-
     import pyarrow.parquet as pq
-    from tqdm import tqdm
 
     from frugalfm.artifacts import open_stage, write_json
     from frugalfm.encoders import load_encoder
@@ -81,6 +78,7 @@ def evaluate(
     from frugalfm.encoders.devices import choose_device
     from frugalfm.probing.embed import Embedder
     from frugalfm.probing.evaluation import evaluate_task
+    from frugalfm.progress import progress
     from frugalfm.tasks import find_splits, read_task
     from frugalfm.tokens.codec import Codec
 
@@ -121,14 +119,8 @@ def evaluate(
         residues = {name: int(split.lengths.sum()) for name, split in labelled.splits.items()}
         if per_residue:
             residues["train"] = min(residues["train"], train_tokens)
-        with tqdm(
-            total=sum(residues.values()),
-            desc="embed",
-            unit="residue",
-            unit_scale=True,
-            file=sys.stderr,
-            disable=None,
-            leave=False,
+        with progress(
+            total=sum(residues.values()), desc="embed", unit="residue", unit_scale=True
         ) as bar:
             result = evaluate_task(
                 embedder, labelled, train_tokens=train_tokens, seed=seed, tick=bar.update
