@@ -111,15 +111,19 @@ def describe_encoder(model: nn.Module) -> Anatomy:
     return anatomy
 
 
-def _describe_esm(model: nn.Module) -> Anatomy:
-    """ESM and RNA-FM as transformers writes them: pre-LN, one LayerNorm after the stack."""
-    stacks = [name for name, module in model.named_modules() if isinstance(module, EsmEncoder)]
+def _find_layers(model: nn.Module, kind: type[nn.Module]) -> tuple[str, list[str]]:
+    """Find the one stack of layers: the prefix of its modules' names, and its layers' names."""
+    stacks = [name for name, module in model.named_modules() if isinstance(module, kind)]
     if len(stacks) != 1:
         raise InputError(f"{type(model).__name__}: holds {len(stacks)} stacks of layers, not one")
-    prefix = f"{stacks[0]}."
-    layers = [
-        f"{prefix}layer.{i}" for i, _ in enumerate(model.get_submodule(f"{prefix}layer").children())
-    ]
+    layers = f"{stacks[0]}.layer"
+    count = len(list(model.get_submodule(layers).children()))
+    return f"{stacks[0]}.", [f"{layers}.{i}" for i in range(count)]
+
+
+def _describe_esm(model: nn.Module) -> Anatomy:
+    """ESM and RNA-FM as transformers writes them: pre-LN, one LayerNorm after the stack."""
+    prefix, layers = _find_layers(model, EsmEncoder)
     after = [f"{layer}.attention.LayerNorm" for layer in layers[1:]]
     blocks = [
         Block(
@@ -158,13 +162,7 @@ def _describe_esm(model: nn.Module) -> Anatomy:
 
 def _describe_dnabert2(model: nn.Module) -> Anatomy:
     """DNABERT-2: post-LN, one fused projection, a gated first linear."""
-    stacks = [name for name, module in model.named_modules() if isinstance(module, DnaBert2Encoder)]
-    if len(stacks) != 1:
-        raise InputError(f"{type(model).__name__}: holds {len(stacks)} stacks of layers, not one")
-    prefix = f"{stacks[0]}."
-    layers = [
-        f"{prefix}layer.{i}" for i, _ in enumerate(model.get_submodule(f"{prefix}layer").children())
-    ]
+    prefix, layers = _find_layers(model, DnaBert2Encoder)
     blocks = [
         Block(
             name=layer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from frugalfm.errors import FrugalError
 from frugalfm.progress import progress
 from frugalfm.tokens.masking import IGNORED
 from frugalfm.training.data import Batch, TrainingData, make_batch
-from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate
+from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate, update
 from frugalfm.training.resume import load_state, save_state
 
-__all__ = ["Recipe", "masked_loss", "train", "validate"]
+__all__ = ["Recipe", "masked_loss", "mean_finite", "train", "validate"]
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,8 @@ def train(
         saves = (step + 1) % recipe.save_every == 0
         # A line before every saved state, so that resuming finds no half-filled mean.
         if (step + 1) % recipe.log_every == 0 or saves or last:
-            value = float(torch.stack(losses).mean())
+            value = mean_finite(losses, step + 1)
             losses.clear()
-            _refuse_nan(value, step)
             bar.set_postfix(loss=f"{value:.3f}")
             log.write(
                 step=step + 1, epoch=epoch, loss=value, factor=factor, residues=batch.residues
@@ -208,11 +207,7 @@ def _take_step(
         loss = masked_loss(_forward(model, batch), batch.labels)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * factor
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    update(optimizers, recipe.learning_rate * factor)
     return loss.detach()
 
 
@@ -222,12 +217,20 @@ def _forward(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def _refuse_nan(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
+def mean_finite(losses: Sequence[Tensor], step: int) -> float:
+    """Mean of the losses of some steps, of which `step` is the last.
+
+    Raises
+    ------
+    FrugalError
+        It is not finite.
+    """
+    mean = float(torch.stack(list(losses)).mean())
+    if not math.isfinite(mean):
         raise FrugalError(
-            f"the loss is {loss} at step {step + 1}; "
-            "try a lower --learning-rate or --precision fp32"
+            f"the loss is {mean} at step {step}; try a lower --learning-rate or --precision fp32"
         )
+    return mean
 
 
 class _Log:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["OptimizerName", "make_optimizers", "scale_learning_rate"]
+__all__ = ["OptimizerName", "make_optimizers", "scale_learning_rate", "update"]
 
 OptimizerName = Literal["adamw", "muon"]
-_BETAS = (0.9, 0.95)
 
 
 def make_optimizers(
-    model: nn.Module, name: OptimizerName, *, learning_rate: float, weight_decay: float
+    model: nn.Module,
+    name: OptimizerName,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> list[Optimizer]:
     """Make the optimizers that together update every parameter.
 
@@ -31,6 +36,8 @@ def make_optimizers(
         ``adamw`` or ``muon``.
     learning_rate, weight_decay
         At the schedule's peak.
+    betas
+        Of AdamW; pretraining's by default.
     """
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
@@ -54,7 +61,7 @@ def make_optimizers(
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = []
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS))
+        optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas))
     if inner:
         optimizers.append(
             torch.optim.Muon(
@@ -62,6 +69,15 @@ def make_optimizers(
             )
         )
     return optimizers
+
+
+def update(optimizers: Sequence[Optimizer], learning_rate: float) -> None:
+    """Take one step at a learning rate with all optimizers, and drop the gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def scale_learning_rate(step: int, steps: int, warmup: float) -> float:

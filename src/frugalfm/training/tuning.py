@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from frugalfm.encoders.devices import Precision, autocast, limit_batch
 from frugalfm.encoders.heads import residue_logits, stretch_head
-from frugalfm.errors import FrugalError
 from frugalfm.progress import progress
 from frugalfm.tasks.folder import Task
 from frugalfm.tasks.labels import Kind
@@ -27,7 +26,8 @@ from frugalfm.tasks.results import score_split
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.labelled import TuningData
-from frugalfm.training.optimizers import make_optimizers, scale_learning_rate
+from frugalfm.training.loop import mean_finite
+from frugalfm.training.optimizers import make_optimizers, scale_learning_rate, update
 
 __all__ = ["Tuned", "TuningRecipe", "decide", "predict", "tune"]
 
@@ -178,7 +178,13 @@ def tune(
     if task.kind == "regression":
         shift, scale = float(task.train.targets.mean()), float(task.train.targets.std())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizers = _make_optimizers(model, recipe)
+    optimizers = make_optimizers(
+        model,
+        "adamw",
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        betas=_BETAS,
+    )
     steps = recipe.count_steps(len(train.sequences))
     every = recipe.validate_every or math.ceil(len(train.sequences) / recipe.batch_size)
     warmup = recipe.warmup_share(steps)
@@ -190,12 +196,12 @@ def tune(
     for step, epoch, rows in _iterate(train, recipe, steps):
         losses.append(_accumulate(model, train, rows, recipe, step, (shift, scale)))
         nn.utils.clip_grad_norm_(trained, recipe.clip)
-        _update(optimizers, recipe.learning_rate * scale_learning_rate(step, steps, warmup))
+        update(optimizers, recipe.learning_rate * scale_learning_rate(step, steps, warmup))
         bar.update()
         tuned.steps = step + 1
         if tuned.steps % every and tuned.steps != steps:
             continue
-        loss = _mean_finite(losses, tuned.steps)
+        loss = mean_finite(losses, tuned.steps)
         losses.clear()
         found = decide(task.kind, predict(model, dev, recipe))
         value = score_split(task, task.dev, found, resamples=0)[tuned.metric].value
@@ -303,33 +309,6 @@ def _iterate(
     )
     for step, (epoch, rows) in enumerate(itertools.islice(plans, steps)):
         yield step, epoch, rows
-
-
-def _make_optimizers(model: nn.Module, recipe: TuningRecipe) -> list[torch.optim.Optimizer]:
-    optimizers = make_optimizers(
-        model, "adamw", learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["betas"] = _BETAS
-    return optimizers
-
-
-def _update(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
-def _mean_finite(losses: list[Tensor], step: int) -> float:
-    mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
-        raise FrugalError(
-            f"the loss is {mean} at step {step}; try a lower --learning-rate or --precision fp32"
-        )
-    return mean
 
 
 def _copy(parameters: list[nn.Parameter]) -> list[Tensor]:
