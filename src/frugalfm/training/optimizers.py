@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -50,7 +51,7 @@ def make_optimizers(
         gate = parameter_name.endswith(".gate_weight")
         if parameter.ndim != 2 or gate or id(parameter) in embeddings:
             rest.append(parameter)
-        elif name == "muon" and ".layer." in parameter_name:
+        elif name == "muon" and re.search(r"\.layers?\.\d+\.", parameter_name):
             inner.append(parameter)
         else:
             matrices.append(parameter)
@@ -72,10 +73,13 @@ def make_optimizers(
 
 
 def update(optimizers: Sequence[Optimizer], learning_rate: float) -> None:
-    """Take one step at a learning rate with all optimizers, and drop the gradients."""
+    """Take one step at a learning rate with all optimizers, and drop the gradients.
+
+    A group of parameters may have a ``factor`` of the learning rate.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("factor", 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
