@@ -1,9 +1,15 @@
 """The catalogue names the modules that it says, and refuses what it does not know."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, EsmForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    EsmForSequenceClassification,
+)
 
 from frugalfm.encoders import create_encoder
 from frugalfm.encoders.anatomy import describe_encoder
@@ -14,6 +20,9 @@ from frugalfm.encoders.dnabert2.modeling import (
     DnaBert2ForSequenceClassification,
 )
 from frugalfm.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from architectures import DESCRIBED, make_batch, make_mlm
 
 
 @pytest.fixture
@@ -59,12 +68,66 @@ def test_other_heads_are_found(model):
     assert describe_encoder(model.esm).head == ()
 
 
+@pytest.mark.parametrize("kind", DESCRIBED)
+def test_names_are_what_runs(kind):
+    """Found by running: each linear is called with the width and in the order that is said."""
+    model = make_mlm(kind)
+    anatomy = describe_encoder(model)
+    assert len(anatomy.blocks) == 3
+    calls, left, entered = [], {}, {}
+
+    def watch(name):
+        def note(module, inputs, out):
+            calls.append(name)
+            entered[name] = inputs[0] if inputs else None
+            left[name] = out
+
+        return note
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(watch(name))
+    ids, mask = make_batch()
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=mask)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    said = [name for block in anatomy.blocks for name in block.linears] + list(anatomy.head)
+    assert sorted([*said, *anatomy.unused]) == sorted(linears)
+    assert [name for name in calls if name in linears] == said
+    for block in anatomy.blocks:
+        if anatomy.pre_norm:  # what leaves the layer enters the LayerNorm
+            assert torch.equal(entered[block.output_norm], left[block.name])
+            assert torch.equal(entered[block.query], left[block.attention_norm])
+            assert torch.equal(entered[block.ffn_in], left[block.ffn_norm])
+        else:
+            assert torch.equal(left[block.output_norm], left[block.name])
+            assert torch.equal(entered[block.ffn_in], left[block.attention_norm])
+        # What the feed-forward network adds is the last linear's output, and 48 wide inside.
+        assert entered[block.ffn_out].shape == (*ids.shape, 48)
+        assert left[block.ffn_out].shape == (*ids.shape, 32)
+
+
+def test_a_gate_of_its_own_is_named():
+    block = describe_encoder(make_mlm("esmc")).blocks[1]
+    assert block.linears["esmc.layers.1.mlp.gate_proj"] == "ffn_gate"
+    assert block.ffn_in == "esmc.layers.1.mlp.up_proj"
+    assert describe_encoder(make_mlm("bert")).blocks[1].ffn_gate is None
+
+
+@pytest.mark.parametrize("kind", ["esmc", "bert", "modernbert"])
+def test_heads_for_sequences(kind):
+    model = AutoModelForSequenceClassification.from_config(make_mlm(kind).config)
+    head = describe_encoder(model).head
+    expected = {
+        "esmc": ("classifier.dense", "classifier.out_proj"),
+        "bert": ("bert.pooler.dense", "classifier"),
+        "modernbert": ("head.dense", "classifier"),
+    }
+    assert head == expected[kind]
+
+
 def test_unknown_architecture_is_refused():
-    config = BertConfig(
-        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    with pytest.raises(InputError, match=r"'bert'.*known: esm, dnabert2"):
-        describe_encoder(BertForMaskedLM(config))
+    with pytest.raises(InputError, match=r"'eurobert'.*known: esm, dnabert2, esmc, bert"):
+        describe_encoder(make_mlm("eurobert"))
     with pytest.raises(InputError, match="Linear"):
         describe_encoder(nn.Linear(2, 2))
 

@@ -220,7 +220,7 @@ def test_auto_classes():
     assert type(AutoModel.from_config(config)) is DnaBert2Model
     assert type(AutoModelForMaskedLM.from_config(config)) is DnaBert2ForMaskedLM
     labelled = AutoModelForSequenceClassification.from_config(config)
-    assert type(labelled) is DnaBert2ForSequenceClassification
+    assert isinstance(labelled, DnaBert2ForSequenceClassification)
 
 
 @pytest.mark.parametrize(

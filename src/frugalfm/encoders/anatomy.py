@@ -1,18 +1,15 @@
 """Which module of an encoder does what: one catalogue for statistics and quantization.
 
 Rooms above ask for "the second linear of the feed-forward network of layer 3" and never spell a
-module's name themselves; another architecture is one more function here.
+module's name themselves; another architecture is one more entry here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
-from transformers.models.esm.modeling_esm import EsmEncoder
 
-from frugalfm.encoders.dnabert2.layers import DnaBert2Encoder
 from frugalfm.errors import InputError
 
 __all__ = ["Anatomy", "Block", "describe_encoder"]
@@ -30,6 +27,9 @@ class Block:
         The linears of the attention; the first three are one name where they are fused.
     ffn_in, ffn_out
         The first and the second linear of the feed-forward network.
+    ffn_gate
+        Where the network is gated and its first linear not fused: the one whose output goes
+        through the activation function and multiplies that of `ffn_in`.
     attention_norm, ffn_norm
         The two LayerNorms that belong to attention and feed-forward network: before them in a
         pre-LN layer, after them (and after the residual sum) in a post-LN layer.
@@ -50,14 +50,20 @@ class Block:
     attention_norm: str
     ffn_norm: str
     output_norm: str
+    ffn_gate: str | None = None
 
     @property
     def linears(self) -> dict[str, str]:
         """Name of each linear and its role, in order of use; a fused one occurs once."""
         roles: dict[str, list[str]] = {}
-        for role in ("query", "key", "value", "attention_out", "ffn_in", "ffn_out"):
-            roles.setdefault(getattr(self, role), []).append(role)
+        for role in _LINEARS:
+            name = getattr(self, role)
+            if name is not None:
+                roles.setdefault(name, []).append(role)
         return {name: "+".join(found) for name, found in roles.items()}
+
+
+_LINEARS = ("query", "key", "value", "attention_out", "ffn_gate", "ffn_in", "ffn_out")
 
 
 @dataclass(frozen=True)
@@ -106,91 +112,151 @@ def describe_encoder(model: nn.Module) -> Anatomy:
         raise InputError(
             f"architecture {kind!r} cannot be taken apart yet; known: {', '.join(_CATALOGUE)}"
         )
-    anatomy = _CATALOGUE[kind](model)
+    anatomy = _describe(model, _CATALOGUE[kind])
     _check(model, anatomy)
     return anatomy
 
 
-def _find_layers(model: nn.Module, kind: type[nn.Module]) -> tuple[str, list[str]]:
-    """Find the one stack of layers: the prefix of its modules' names, and its layers' names."""
-    stacks = [name for name, module in model.named_modules() if isinstance(module, kind)]
+@dataclass(frozen=True)
+class _Plan:
+    """Where an architecture keeps what.
+
+    Attributes
+    ----------
+    layers
+        The list of layers; its name in the model ends so.
+    query, key, value, attention_out, ffn_in, ffn_out, ffn_gate, attention_norm, ffn_norm
+        Names inside a layer.
+    last_norm
+        In a pre-LN architecture, the LayerNorm after the stack, beside `layers`.
+    first_norm
+        The LayerNorm whose output the first layer's attention reads, beside `layers`, where it
+        is not that layer's own.
+    """
+
+    layers: str
+    query: str
+    key: str
+    value: str
+    attention_out: str
+    ffn_in: str
+    ffn_out: str
+    attention_norm: str
+    ffn_norm: str
+    ffn_gate: str | None = None
+    last_norm: str | None = None
+    first_norm: str | None = None
+
+
+_BERT = _Plan(
+    layers="encoder.layer",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_out="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    attention_norm="attention.output.LayerNorm",
+    ffn_norm="output.LayerNorm",
+)
+_ESMC = _Plan(
+    layers="layers",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    attention_out="self_attn.o_proj",
+    ffn_gate="mlp.gate_proj",
+    ffn_in="mlp.up_proj",
+    ffn_out="mlp.down_proj",
+    attention_norm="input_layernorm",
+    ffn_norm="post_attention_layernorm",
+    last_norm="norm",
+)
+
+_CATALOGUE: dict[str, _Plan] = {
+    # ESM and RNA-FM as transformers writes them: BERT's names, but pre-LN.
+    "esm": replace(
+        _BERT,
+        attention_norm="attention.LayerNorm",
+        ffn_norm="LayerNorm",
+        last_norm="emb_layer_norm_after",
+    ),
+    # Post-LN, one fused projection, a gated first linear, fused too.
+    "dnabert2": replace(
+        _BERT,
+        **dict.fromkeys(("query", "key", "value"), "attention.self.Wqkv"),
+        ffn_in="mlp.gated_layers",
+        ffn_out="mlp.wo",
+        ffn_norm="mlp.layernorm",
+    ),
+    "esmc": _ESMC,
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "modernbert": _Plan(
+        layers="layers",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        attention_out="attn.Wo",
+        ffn_in="mlp.Wi",
+        ffn_out="mlp.Wo",
+        attention_norm="attn_norm",
+        ffn_norm="mlp_norm",
+        last_norm="final_norm",
+        first_norm="embeddings.norm",
+    ),
+    # ESM-C's names, but post-LN.
+    "nomic_bert": replace(
+        _ESMC,
+        attention_norm="post_attention_layernorm",
+        ffn_norm="post_mlp_layernorm",
+        last_norm=None,
+    ),
+}
+"""By ``config.model_type``."""
+
+
+def _describe(model: nn.Module, plan: _Plan) -> Anatomy:
+    stacks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and f".{name}".endswith(f".{plan.layers}")
+    ]
     if len(stacks) != 1:
         raise InputError(f"{type(model).__name__}: holds {len(stacks)} stacks of layers, not one")
-    layers = f"{stacks[0]}.layer"
-    count = len(list(model.get_submodule(layers).children()))
-    return f"{stacks[0]}.", [f"{layers}.{i}" for i in range(count)]
-
-
-def _describe_esm(model: nn.Module) -> Anatomy:
-    """ESM and RNA-FM as transformers writes them: pre-LN, one LayerNorm after the stack."""
-    prefix, layers = _find_layers(model, EsmEncoder)
-    after = [f"{layer}.attention.LayerNorm" for layer in layers[1:]]
+    beside = stacks[0].removesuffix(plan.layers.rpartition(".")[2])
+    names = [f"{stacks[0]}.{i}" for i in range(len(model.get_submodule(stacks[0])))]  # type: ignore[arg-type]
+    attention_norms = [f"{name}.{plan.attention_norm}" for name in names]
+    if plan.first_norm is not None:
+        attention_norms[:1] = [beside + plan.first_norm]
+    inside = {role: getattr(plan, role) for role in _LINEARS if getattr(plan, role) is not None}
+    ffn_norms = [f"{name}.{plan.ffn_norm}" for name in names]
+    after = [] if plan.last_norm is None else [*attention_norms[1:], beside + plan.last_norm]
     blocks = [
         Block(
-            name=layer,
-            query=f"{layer}.attention.self.query",
-            key=f"{layer}.attention.self.key",
-            value=f"{layer}.attention.self.value",
-            attention_out=f"{layer}.attention.output.dense",
-            ffn_in=f"{layer}.intermediate.dense",
-            ffn_out=f"{layer}.output.dense",
-            attention_norm=f"{layer}.attention.LayerNorm",
-            ffn_norm=f"{layer}.LayerNorm",
+            **{role: f"{name}.{path}" for role, path in inside.items()},
+            name=name,
+            attention_norm=attention_norm,
+            ffn_norm=ffn_norm,
             output_norm=output_norm,
         )
-        for layer, output_norm in zip(
-            layers, [*after, f"{prefix}emb_layer_norm_after"], strict=True
+        for name, attention_norm, ffn_norm, output_norm in zip(
+            names, attention_norms, ffn_norms, after or ffn_norms, strict=True
         )
     ]
     outside = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(prefix)
+        if isinstance(module, nn.Linear) and not name.startswith(f"{stacks[0]}.")
     ]
     unused = {
         name: "predicts contacts from attention maps, takes no part in the output"
         for name in outside
         if "contact_head." in name
     }
-    return Anatomy(
-        pre_norm=True,
-        blocks=tuple(blocks),
-        head=tuple(name for name in outside if name not in unused),
-        unused=unused,
-    )
-
-
-def _describe_dnabert2(model: nn.Module) -> Anatomy:
-    """DNABERT-2: post-LN, one fused projection, a gated first linear."""
-    prefix, layers = _find_layers(model, DnaBert2Encoder)
-    blocks = [
-        Block(
-            name=layer,
-            query=f"{layer}.attention.self.Wqkv",
-            key=f"{layer}.attention.self.Wqkv",
-            value=f"{layer}.attention.self.Wqkv",
-            attention_out=f"{layer}.attention.output.dense",
-            ffn_in=f"{layer}.mlp.gated_layers",
-            ffn_out=f"{layer}.mlp.wo",
-            attention_norm=f"{layer}.attention.output.LayerNorm",
-            ffn_norm=f"{layer}.mlp.layernorm",
-            output_norm=f"{layer}.mlp.layernorm",
-        )
-        for layer in layers
-    ]
-    head = tuple(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(prefix)
-    )
-    return Anatomy(pre_norm=False, blocks=tuple(blocks), head=head, unused={})
-
-
-_CATALOGUE: dict[str, Callable[[nn.Module], Anatomy]] = {
-    "esm": _describe_esm,
-    "dnabert2": _describe_dnabert2,
-}
-"""By ``config.model_type``."""
+    head = tuple(name for name in outside if name not in unused)
+    return Anatomy(plan.last_norm is not None, tuple(blocks), head, unused)
 
 
 def _check(model: nn.Module, anatomy: Anatomy) -> None:

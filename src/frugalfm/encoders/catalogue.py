@@ -2,8 +2,9 @@
 
 RNA-FM is ESM-1b's architecture over 25 tokens: learned positions, LayerNorm before and after
 the stack, token dropout, a tied masked-language-modelling head. transformers' ESM classes hold
-it at any size. DNABERT-2 is ours (:mod:`frugalfm.encoders.dnabert2`); its vocabulary is learned
-from data, so that a tokenizer must be given.
+it at any size, and ESM-2 with its rotary positions; ESM-C has classes of its own there.
+DNABERT-2 is ours (:mod:`frugalfm.encoders.dnabert2`); its vocabulary is learned from data, so
+that a tokenizer must be given.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
+    EsmcConfig,
     EsmConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,14 +26,19 @@ from transformers import (
 from frugalfm.attention.binding import require_attention
 from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
 from frugalfm.errors import InputError
-from frugalfm.tokens.vocabulary import make_rna_tokenizer, prepare_dna_tokenizer
+from frugalfm.tokens.vocabulary import (
+    ESMC_TOKENS,
+    make_protein_tokenizer,
+    make_rna_tokenizer,
+    prepare_dna_tokenizer,
+)
 
-__all__ = ["DNA_PRESETS", "PRESETS", "Preset", "create_encoder"]
+__all__ = ["DNA_PRESETS", "NAMES", "PRESETS", "PROTEIN_PRESETS", "Preset", "create_encoder"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The size of an encoder in RNA-FM's or DNABERT-2's architecture.
+    """The size of an encoder; the architecture is told by its name.
 
     Attributes
     ----------
@@ -59,12 +66,34 @@ PRESETS: dict[str, Preset] = {
     "rna-fm-nano": Preset(layers=3, width=64, heads=2, feed_forward=256),
 }
 
+PROTEIN_PRESETS: dict[str, Preset] = {
+    # ESM-C's two published sizes with open shapes, 333M and 575M parameters.
+    "esmc-600m": Preset(36, 1152, 18, 3072, max_residues=2046),
+    "esmc-300m": Preset(30, 960, 15, 2560, max_residues=2046),
+    # In the same architecture, at the sizes of RNA-FM's above: 10.8M, 0.9M and 0.2M parameters.
+    "esmc-small": Preset(6, 384, 6, 1024, max_residues=2046),
+    "esmc-tiny": Preset(4, 128, 4, 384, max_residues=2046),
+    "esmc-nano": Preset(3, 64, 2, 192, max_residues=2046),
+    # ESM-2's published sizes (doi 10.1126/science.ade2574), and one for a laptop.
+    "esm2-650m": Preset(33, 1280, 20, 5120),
+    "esm2-150m": Preset(30, 640, 20, 2560),
+    "esm2-35m": Preset(12, 480, 20, 1920),
+    "esm2-8m": Preset(6, 320, 20, 1280),
+    "esm2-tiny": Preset(4, 128, 4, 512),
+}
+
 DNA_PRESETS: dict[str, Preset] = {
     # The published model, 117M parameters over 4,096 byte pairs (arXiv 2306.15006).
     "dnabert2": Preset(layers=12, width=768, heads=12, feed_forward=3072),
     # 1.1M parameters in the layers, and 0.5M in 4,096 embeddings: trains on a laptop.
     "dnabert2-tiny": Preset(layers=4, width=128, heads=4, feed_forward=512),
 }
+
+NAMES = (*PRESETS, *PROTEIN_PRESETS, *DNA_PRESETS)
+"""Every name that :func:`create_encoder` knows."""
+
+# The rows of ESM-C's tables, of which its 33 tokens use the first.
+_ESMC_ROWS = 64
 
 
 def create_encoder(
@@ -75,7 +104,7 @@ def create_encoder(
     Parameters
     ----------
     name
-        A key of :data:`PRESETS` or :data:`DNA_PRESETS`.
+        One of :data:`NAMES`.
     attention
         Stored in the config as ``attention`` and binding from then on.
     seed
@@ -90,14 +119,24 @@ def create_encoder(
     """
     if name in DNA_PRESETS:
         return _create_dnabert2(name, attention, seed, tokenizer)
-    if name not in PRESETS:
-        known = ", ".join([*PRESETS, *DNA_PRESETS])
-        raise InputError(f"{name!r} is no named model; there are: {known}")
+    if name not in NAMES:
+        raise InputError(f"{name!r} is no named model; there are: {', '.join(NAMES)}")
     if tokenizer is not None:
         raise InputError(f"{name} has a tokenizer of its own; it takes no other")
-    preset = PRESETS[name]
-    words = make_rna_tokenizer(max_residues=preset.max_residues)
-    return create_from_config(make_config(preset, words, attention), seed), words
+    if name in PRESETS:
+        preset = PRESETS[name]
+        words = make_rna_tokenizer(max_residues=preset.max_residues)
+        config: PreTrainedConfig = make_config(preset, words, attention)
+    elif name.startswith("esm2"):
+        preset = PROTEIN_PRESETS[name]
+        words = make_protein_tokenizer(max_residues=preset.max_residues)
+        changes = {"position_embedding_type": "rotary", "emb_layer_norm_before": False}
+        config = make_config(preset, words, attention, **changes)
+    else:
+        preset = PROTEIN_PRESETS[name]
+        words = make_protein_tokenizer(preset.max_residues, ESMC_TOKENS)
+        config = make_esmc_config(preset, attention)
+    return create_from_config(config, seed), words
 
 
 def _create_dnabert2(
@@ -136,7 +175,7 @@ def adopt_specials(
 def make_config(
     preset: Preset, tokenizer: PreTrainedTokenizerBase, attention: str, **changes: Any
 ) -> EsmConfig:
-    """Describe an encoder in RNA-FM's architecture as a transformers config."""
+    """Describe an encoder in RNA-FM's architecture, or with changes in ESM-2's, as a config."""
     # The table of positions starts after the padding index: ids 0 and 1 are never used.
     positions = preset.max_residues + 2 + tokenizer.pad_token_id + 1
     settings: dict[str, Any] = {
@@ -160,6 +199,20 @@ def make_config(
         "attention": attention,
     }
     return EsmConfig(**(settings | changes))
+
+
+def make_esmc_config(preset: Preset, attention: str) -> EsmcConfig:
+    """Describe an encoder in ESM-C's architecture as a transformers config."""
+    config = EsmcConfig(
+        vocab_size=_ESMC_ROWS,
+        hidden_size=preset.width,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        intermediate_size=preset.feed_forward,
+        max_position_embeddings=preset.max_residues + 2,
+    )
+    config.attention = attention
+    return config
 
 
 def create_from_config(config: PreTrainedConfig, seed: int) -> PreTrainedModel:

@@ -92,6 +92,7 @@ def load_encoder(
         raise InputError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
     _refuse_unmatched(folder, report)
     require_attention(model, getattr(model.config, "attention", None) or "softmax")
+    _own_storage(model)
     return model.eval().to(device), tokenizer
 
 
@@ -103,6 +104,17 @@ def save_encoder(
     tokenizer.save_pretrained(folder)
     if card:
         (Path(folder) / "README.md").write_text(card)
+
+
+def _own_storage(model: PreTrainedModel) -> None:
+    """Copy parameters that are parts of larger tensors.
+
+    transformers cuts NomicBERT's fused projections in three views, which safetensors refuses to
+    save.
+    """
+    for parameter in model.parameters():
+        if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
+            parameter.data = parameter.data.clone()
 
 
 def _refuse_unmatched(folder: Path, report: dict[str, object]) -> None:

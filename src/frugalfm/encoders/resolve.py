@@ -7,22 +7,30 @@ from pathlib import Path
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    EsmcConfig,
     EsmConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from frugalfm.attention.binding import require_attention
 from frugalfm.encoders.catalogue import (
-    DNA_PRESETS,
-    PRESETS,
+    NAMES,
     adopt_specials,
     create_encoder,
     create_from_config,
 )
 from frugalfm.encoders.checkpoints import load_encoder
 from frugalfm.errors import InputError
-from frugalfm.tokens.vocabulary import RNA_TOKENS, make_rna_tokenizer, prepare_dna_tokenizer
+from frugalfm.tokens.vocabulary import (
+    ESM_TOKENS,
+    ESMC_TOKENS,
+    RNA_TOKENS,
+    make_protein_tokenizer,
+    make_rna_tokenizer,
+    prepare_dna_tokenizer,
+)
 
 __all__ = ["open_model"]
 
@@ -35,15 +43,15 @@ def open_model(
     Parameters
     ----------
     name
-        A key of :data:`PRESETS` or :data:`DNA_PRESETS`, a transformers ``config.json`` of an ESM
-        model over RNA-FM's vocabulary, a checkpoint folder, or a folder with config and tokenizer
-        only, which starts from random weights.
+        A named size, a transformers ``config.json`` of an ESM model over RNA-FM's or ESM's own
+        vocabulary or of ESM-C, a checkpoint folder, or a folder with config and tokenizer only,
+        which starts from random weights.
     attention
         A checkpoint keeps its own and refuses another; else softmax when None.
     seed
         Determines random weights.
     tokenizer
-        Folder with the tokenizer of a key of :data:`DNA_PRESETS`.
+        Folder with the tokenizer of a named size of DNABERT-2.
 
     Returns
     -------
@@ -55,7 +63,7 @@ def open_model(
     InputError
         `name` is none of these, or the attention is not the checkpoint's.
     """
-    named = name in PRESETS or name in DNA_PRESETS
+    named = name in NAMES
     if named and Path(name).exists():
         raise InputError(
             f"{name}: is a named size, and a folder here; write ./{name} for the folder, "
@@ -75,7 +83,7 @@ def open_model(
         return *_create_from_file(path, attention, seed), path
     if not path.is_dir():
         raise InputError(
-            f"{name}: neither a named size ({', '.join([*PRESETS, *DNA_PRESETS])}), "
+            f"{name}: neither a named size ({', '.join(NAMES)}), "
             "nor a config.json, nor a checkpoint folder"
         )
     if (path / "config.json").is_file() and not any(map(_holds_weights, path.iterdir())):
@@ -97,6 +105,12 @@ def _holds_weights(file: Path) -> bool:
     return file.suffix in {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
 
 
+def _set_attention(config: PreTrainedConfig, attention: str | None) -> None:
+    """Let random weights start with an attention, whatever the config was saved with."""
+    config.attention = attention or getattr(config, "attention", None) or "softmax"
+    config._attn_implementation = config.attention  # noqa: SLF001 - transformers has no other way
+
+
 def _create_from_folder(
     path: Path, attention: str | None, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -116,12 +130,18 @@ def _create_from_folder(
             f"{path}: holds no weights, and no transformers config and tokenizer to start from "
             f"random ones ({error})"
         ) from error
-    if len(words) != config.vocab_size:
+    # ESM-C's tables have more rows than its tokenizer has tokens.
+    fits = (
+        len(words) <= config.vocab_size
+        if config.model_type == "esmc"
+        else (len(words) == config.vocab_size)
+    )
+    if not fits:
         raise InputError(
             f"{path}: config.json says vocab_size {config.vocab_size}, the tokenizer has "
             f"{len(words)} tokens"
         )
-    config.attention = attention or getattr(config, "attention", None) or "softmax"
+    _set_attention(config, attention)
     return create_from_config(adopt_specials(config, words), seed), words
 
 
@@ -132,13 +152,23 @@ def _create_from_file(
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"{path}: not a transformers config ({error})") from error
-    if not isinstance(config, EsmConfig) or config.vocab_size != len(RNA_TOKENS):
-        raise InputError(
-            f"{path}: model_type must be 'esm' with vocab_size {len(RNA_TOKENS)} "
-            "(RNA-FM's architecture); other architectures start from a checkpoint folder"
-        )
-    config.attention = attention or getattr(config, "attention", None) or "softmax"
-    tokenizer = make_rna_tokenizer(config.max_position_embeddings - 4)
+    tokenizer = _make_tokenizer(path, config)
+    _set_attention(config, attention)
     for name in ("mask_token_id", "pad_token_id", "eos_token_id"):
         setattr(config, name, getattr(tokenizer, name))
     return create_from_config(config, seed), tokenizer
+
+
+def _make_tokenizer(path: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Make the tokenizer of a model whose config says all that there is to say about it."""
+    places = getattr(config, "max_position_embeddings", 0)
+    if isinstance(config, EsmcConfig) and config.vocab_size >= len(ESMC_TOKENS):
+        return make_protein_tokenizer(places - 2, ESMC_TOKENS)
+    if isinstance(config, EsmConfig) and config.vocab_size == len(RNA_TOKENS):
+        return make_rna_tokenizer(places - 4)
+    if isinstance(config, EsmConfig) and config.vocab_size == len(ESM_TOKENS):
+        return make_protein_tokenizer(places - 4)
+    raise InputError(
+        f"{path}: model_type must be 'esm' with vocab_size {len(RNA_TOKENS)} (RNA-FM) or "
+        f"{len(ESM_TOKENS)} (ESM-2), or 'esmc'; other architectures start from a checkpoint folder"
+    )

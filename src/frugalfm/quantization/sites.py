@@ -23,7 +23,7 @@ class Site:
         The module.
     role
         ``query``, ``key``, ``value`` (joined by ``+`` where fused), ``attention_out``,
-        ``ffn_in``, ``ffn_out`` or ``head``.
+        ``ffn_gate``, ``ffn_in``, ``ffn_out`` or ``head``.
     layer
         From 0; None in the head.
     """

@@ -1,7 +1,8 @@
-"""RNA-FM's vocabulary and DNABERT-2's byte pairs as fast transformers tokenizers."""
+"""The vocabularies of RNA-FM, ESM, AntiBERTy and DNABERT-2 as fast transformers tokenizers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -9,12 +10,23 @@ from transformers import PreTrainedTokenizerFast
 
 from frugalfm.errors import InputError
 
-__all__ = ["DNA_SPECIALS", "RNA_TOKENS", "make_rna_tokenizer", "prepare_dna_tokenizer"]
+__all__ = [
+    "BERT_SPECIALS",
+    "ESMC_TOKENS",
+    "ESM_TOKENS",
+    "RNA_TOKENS",
+    "make_letter_tokenizer",
+    "make_protein_tokenizer",
+    "make_rna_tokenizer",
+    "prepare_dna_tokenizer",
+]
 
-DNA_SPECIALS = {
+BERT_SPECIALS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "pad", "mask")
 }
-"""DNABERT-2's special tokens by their roles."""
+"""The special tokens of BERT, and so of DNABERT-2 and AntiBERTy, by their roles."""
+
+_ESM_SPECIALS = {f"{name}_token": f"<{name}>" for name in ("unk", "cls", "eos", "pad", "mask")}
 
 RNA_TOKENS = (
     *("<cls>", "<pad>", "<eos>", "<unk>"),
@@ -22,6 +34,16 @@ RNA_TOKENS = (
     *("<null_1>", "<null_2>", "<null_3>", "<null_4>", "<mask>"),
 )
 """RNA-FM's 25 tokens; a token's index is its id (arXiv 2204.00300)."""
+
+ESM_TOKENS = (
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
+    *("<null_1>", "<mask>"),
+)
+"""The 33 tokens of ESM-1b and ESM-2 (doi 10.1126/science.ade2574)."""
+
+ESMC_TOKENS = (*ESM_TOKENS[:31], "|", "<mask>")
+"""The 33 tokens of ESM-C: ESM's, with a break between chains for the one that means nothing."""
 
 
 def make_rna_tokenizer(max_residues: int = 1022) -> PreTrainedTokenizerFast:
@@ -34,27 +56,69 @@ def make_rna_tokenizer(max_residues: int = 1022) -> PreTrainedTokenizerFast:
     max_residues
         Longest sequence without the two special tokens, stored as ``model_max_length``.
     """
-    ids = {token: index for index, token in enumerate(RNA_TOKENS)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    return make_letter_tokenizer(
+        RNA_TOKENS, _ESM_SPECIALS, rewritten={"T": "U"}, max_residues=max_residues
+    )
+
+
+def make_protein_tokenizer(
+    max_residues: int = 1022, tokens: Sequence[str] = ESM_TOKENS
+) -> PreTrainedTokenizerFast:
+    """Make the tokenizer of ESM: one token an amino acid, ``<cls>`` first, ``<eos>`` last.
+
+    Lower case is read as upper case, J (leucine or isoleucine) as X. Padding is on the right.
+
+    Parameters
+    ----------
+    max_residues
+        Longest sequence without the two special tokens, stored as ``model_max_length``.
+    tokens
+        :data:`ESM_TOKENS` or :data:`ESMC_TOKENS`.
+    """
+    return make_letter_tokenizer(
+        tokens, _ESM_SPECIALS, rewritten={"J": "X"}, max_residues=max_residues
+    )
+
+
+def make_letter_tokenizer(
+    tokens: Sequence[str],
+    specials: Mapping[str, str],
+    *,
+    rewritten: Mapping[str, str] | None = None,
+    max_residues: int | None = None,
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token a letter, from any vocabulary.
+
+    Parameters
+    ----------
+    tokens
+        A token's index is its id. Those of one letter are residues.
+    specials
+        Special tokens by their roles, such as ``cls_token``; ``eos_token``, or else
+        ``sep_token``, ends a sequence.
+    rewritten
+        Letters that are read as another one. Lower case is read as upper case always.
+    max_residues
+        Longest sequence without the two special tokens; None for no limit.
+    """
+    ids = {token: index for index, token in enumerate(tokens)}
+    rewritten = {old: new for old, new in (rewritten or {}).items() if new in ids}
+    upper = [token for token in tokens if len(token) == 1 and token.isupper()]
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=specials["unk_token"]))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(c.lower()), c) for c in "ACGURYKMSWBDHVN"]
-        + [normalizers.Replace(Regex("[tT]"), "U")]
+        [normalizers.Replace(letter.lower(), letter) for letter in upper]
+        + [normalizers.Replace(Regex(f"[{c.lower()}{c}]"), new) for c, new in rewritten.items()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")
+    start = specials["cls_token"]
+    end = specials.get("eos_token") or specials["sep_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<cls> $A <eos>",
-        pair="<cls> $A <eos> $B <eos>",
-        special_tokens=[("<cls>", ids["<cls>"]), ("<eos>", ids["<eos>"])],
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {end} $B {end}",
+        special_tokens=[(token, ids[token]) for token in (start, end)],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        cls_token="<cls>",
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        model_max_length=max_residues + 2,
-    )
+    limit = {} if max_residues is None else {"model_max_length": max_residues + 2}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials, **limit)
 
 
 def prepare_dna_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -79,7 +143,7 @@ def prepare_dna_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more special
         raise InputError(f"{path}: is no tokenizer ({error})") from error
-    missing = [token for token in DNA_SPECIALS.values() if tokenizer.token_to_id(token) is None]
+    missing = [token for token in BERT_SPECIALS.values() if tokenizer.token_to_id(token) is None]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}, which DNABERT-2's tokenizer has")
     tokenizer.normalizer = normalizers.Sequence(
@@ -88,4 +152,4 @@ def prepare_dna_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     )
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **DNA_SPECIALS)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **BERT_SPECIALS)

@@ -15,16 +15,17 @@ def import_checkpoint(
     path: Path,
     *,
     out: Path,
-    architecture: Literal["auto", "dnabert2", "rna-fm"] = "auto",
+    architecture: Literal["auto", "dnabert2", "rna-fm", "esm-c"] = "auto",
     tokenizer: Path | None = None,
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Turn a published checkpoint into one that every verb here reads.
 
-    Reads DNABERT-2's folder, RNA-FM's RNA-FM_pretrained.pth, and folders that transformers knows
-    by itself (ESM, BERT). Every tensor must be matched by name and shape; what is not is named
-    and refused. Nothing is downloaded, and Python files beside a checkpoint are not run.
+    Reads DNABERT-2's folder, RNA-FM's RNA-FM_pretrained.pth, ESM-C's esmc_*_v0.pth, and folders
+    that transformers knows by itself (ESM-2, ESM-C, BERT and AntiBERTy, ModernBERT). Every tensor
+    must be matched by name and shape; what is not is named and refused. Nothing is downloaded,
+    and Python files beside a checkpoint are not run.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ def import_checkpoint(
     out
         The checkpoint: weights (safetensors), config, tokenizer.
     architecture
-        dnabert2 or rna-fm; auto tells it from the files.
+        dnabert2, rna-fm or esm-c; auto tells it from the files and their names.
     tokenizer
         Folder with the tokenizer, where the checkpoint has none beside it.
     allow_pickle
