@@ -60,14 +60,14 @@ def test_what_stands_in_pads_does_not_matter(encoder, sequences, monkeypatch):
     """Not even NaN, which attention kernels may leave in rows that are wholly masked."""
     embedder = Embedder(encoder[0], encoder[1])
     expected = embedder.embed(sequences)
-    forward = Embedder._forward
+    forward = Embedder.forward
 
     def spoil(self, ids):
         states = forward(self, ids).clone()
         states[torch.from_numpy(ids == self.codec.pad_id)] = torch.nan
         return states
 
-    monkeypatch.setattr(Embedder, "_forward", spoil)
+    monkeypatch.setattr(Embedder, "forward", spoil)
     np.testing.assert_array_equal(embedder.embed(sequences), expected)
 
 

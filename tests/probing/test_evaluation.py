@@ -9,7 +9,7 @@ from sklearn import metrics as oracle
 from frugalfm.encoders import create_encoder
 from frugalfm.errors import InputError
 from frugalfm.probing.embed import Embedder
-from frugalfm.probing.evaluation import _draw, evaluate_task
+from frugalfm.probing.evaluation import _draw, count_residues, evaluate_task
 from frugalfm.tasks import read_task
 from frugalfm.tokens.codec import Codec
 
@@ -120,3 +120,93 @@ def test_pooling_must_suit_the_task(encoder, make):
     task = read_task(make(lambda s: s[0]), "rna")
     with pytest.raises(InputError, match="does not suit"):
         evaluate_task(Embedder(*encoder, pooling="token"), task)
+
+
+def write_pairs(folder, label, sizes=(120, 40, 60)):
+    """Pairs of sequences that are rich in one of two letters."""
+    random = np.random.default_rng(5)
+    for name, size in zip(("train", "dev", "test"), sizes, strict=True):
+        rows = ["sequence_a,sequence_b,label"]
+        for _ in range(size):
+            kinds = random.integers(2, size=2)
+            a, b = ("".join(random.choice(list("ACGU"), 20, p=np.roll([0.7, 0.1, 0.1, 0.1], k)))
+                    for k in kinds)  # fmt: skip
+            rows.append(f"{a},{b},{label(*kinds, a, b)}")
+        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_interactions(encoder, tmp_path):
+    task = read_task(write_pairs(tmp_path, lambda i, j, *_: int(i == j)), "rna")
+    assert task.kind == "interaction"
+    told = []
+    found = evaluate_task(Embedder(*encoder), task, resamples=50, tick=told.append)
+    assert sum(told) == count_residues(task, 1)
+    test = found.metrics["test"]
+    assert test["accuracy"]["value"] > 0.9
+    assert test["auroc"]["value"] > 0.95
+    table = found.predictions.to_pydict()
+    score = [p if y == "1" else 1 - p
+             for p, y in zip(table["probability"], table["prediction"], strict=True)]  # fmt: skip
+    true = [int(label) for label in table["label"]]
+    assert test["auroc"]["value"] == pytest.approx(oracle.roc_auc_score(true, score), abs=1e-6)
+    assert found.metrics["probe"]["order"] == "symmetric"
+    assert found.metrics["bootstrap"]["unit"] == "pair of sequences"
+    json.dumps(found.metrics, allow_nan=False)
+
+
+def test_the_order_of_a_pair_matters_only_if_told(encoder, tmp_path):
+    folder = write_pairs(tmp_path, lambda i, j, *_: int(i > j))
+    task = read_task(folder, "rna")
+    ordered = evaluate_task(Embedder(*encoder), task, order="ordered", resamples=0)
+    assert ordered.metrics["test"]["auroc"]["value"] > 0.95
+    before = evaluate_task(Embedder(*encoder), task, resamples=0)
+    for name in ("train", "dev", "test"):
+        text = (folder / f"{name}.csv").read_text()
+        swapped = text.replace("sequence_a,sequence_b", "sequence_b,sequence_a")
+        (folder / f"{name}.csv").write_text(swapped)
+    after = evaluate_task(Embedder(*encoder), read_task(folder, "rna"), resamples=0)
+    assert before.predictions["prediction"] == after.predictions["prediction"]
+
+
+def test_affinities(encoder, tmp_path):
+    folder = write_pairs(tmp_path, lambda i, j, a, b: (a.count("A") + b.count("A")) / 10)
+    task = read_task(folder, "rna")
+    assert task.kind == "affinity"
+    found = evaluate_task(Embedder(*encoder), task, resamples=20)
+    assert found.metrics["test"]["spearman"]["value"] > 0.85
+    assert found.metrics["test"]["mae"]["value"] < found.metrics["baseline"]["test"]["mae"]["value"]
+
+
+def test_sets_of_labels(encoder, make):
+    def label(sequence):
+        rich = [c for c in "ACGU" if sequence.count(c) > len(sequence) / 4]
+        return ";".join([*rich, "all"])
+
+    task = read_task(make(label), "rna", kind="multilabel")
+    found = evaluate_task(Embedder(*encoder), task, resamples=20)
+    assert found.metrics["test"]["accuracy"]["value"] > 0.85
+    assert found.metrics["test"]["auroc"]["value"] > 0.9
+    assert all("all" in text.split(";") for text in found.predictions["prediction"].to_pylist())
+    json.dumps(found.metrics, allow_nan=False)
+
+
+def test_masked_residues_take_no_part(encoder, make):
+    folder = make(lambda s: s.translate(str.maketrans("ACGU", "HECC")), "structure")
+    for path in folder.glob("*.csv"):
+        rows = path.read_text().split()[1:]
+        # Where the mask says no, the label is wrong.
+        lines = []
+        for row in rows:
+            sequence, labels = row.split(",")
+            mask = "".join("01"[i % 3 != 0] for i in range(len(sequence)))
+            wrong = "".join(
+                y if m == "1" else "H" if y != "H" else "E"
+                for y, m in zip(labels, mask, strict=True)
+            )
+            lines.append(f"{sequence},{wrong},{mask}")
+        path.write_text("sequence,structure,mask\n" + "\n".join(lines) + "\n")
+    task = read_task(folder, "rna")
+    found = evaluate_task(Embedder(*encoder, pooling="token"), task, resamples=0)
+    assert found.metrics["test"]["accuracy"]["value"] > 0.97
+    assert found.metrics["probe"]["train_tokens"] == (task.train.targets >= 0).sum()

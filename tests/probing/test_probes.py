@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from frugalfm.probing import probes
-from frugalfm.probing.probes import choose, fit_logistic, fit_ridge
+from frugalfm.probing.probes import choose, fit_logistic, fit_ridge, fit_sparse
 
 
 @pytest.fixture
@@ -65,3 +65,23 @@ def test_choose_prefers_the_strongest_of_equals_and_never_nan():
     assert choose([0.2, 0.5, 0.5]) == 1
     assert choose([np.nan, -0.1, np.nan]) == 1
     assert choose([np.nan, np.nan]) == 0
+
+
+def test_sparse_is_a_minimum_of_its_loss(features):
+    """Subgradients of mean loss + |w| / (C n): as steep as the penalty where w is not 0."""
+    random = np.random.default_rng(1)
+    y = (features[:, 1] + 0.5 * random.normal(size=300) > 0).astype(int)
+    x = features.astype(np.float64)
+    scale = np.where(x.std(0) > 0, x.std(0), 1)
+    z = (x - x.mean(0)) / scale
+    for c in (0.05, 1.0):
+        probe = fit_sparse(features, y, [c])[0]
+        assert probe.converged
+        w = probe.weights[0] * scale
+        p = 1 / (1 + np.exp(-(x @ probe.weights[0] + probe.bias[0])))
+        slope = z.T @ (p - y)
+        there = np.abs(w) > 1e-8
+        assert there.any()
+        np.testing.assert_allclose(slope[there], -np.sign(w[there]) / c, rtol=0.02, atol=0.5)
+        assert (np.abs(slope[~there]) <= 1.02 / c + 0.5).all()
+    assert (fit_sparse(features, y, [0.01])[0].weights == 0).sum() > 2

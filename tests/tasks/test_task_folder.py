@@ -167,7 +167,10 @@ def test_dropping_everything_is_refused(make):
     [
         ({"test": "sequence,family\nA,a\n"}, r"test\.csv: has no column 'label'.*family"),
         ({"dev": "seq,label\nA,a\n"}, r"dev\.csv: has no column 'sequence'"),
-        ({"train": "sequence_a,sequence_b,label\nA,C,1\n"}, r"pairs of sequences"),
+        (
+            {"train": "sequence_a,sequence_b,label\nA,C,1\n"},
+            r"dev\.csv: has no column .sequence_a.",
+        ),
         ({"train": ""}, r"train\.csv: is empty"),
         ({"dev": "sequence,label\n"}, r"dev\.csv: holds no rows"),
         ({"dev": "sequence,label\nAC!U,a\n"}, r"dev\.csv, line 2, letter 3.*'!'"),

@@ -76,3 +76,40 @@ def test_another_call_is_refused_and_overwrites_when_told(checkpoint, task, tmp_
         evaluate(checkpoint, task=task, out=out, pooling="cls", device="cpu")
     evaluate(checkpoint, task=task, out=out, pooling="cls", device="cpu", overwrite=True)
     assert read_manifest(out)["config"]["pooling"] == "cls"
+
+
+def test_maps_through_the_verb(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for name in ("train", "dev", "test"):
+        rows = ["sequence,structure"] + [
+            f"{'G' * n}{'A' * 5}{'C' * n},{'(' * n}{'.' * 5}{')' * n}" for n in range(3, 9)
+        ]
+        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    out = evaluate(checkpoint, task=folder, out=tmp_path / "e", kind="base-pair", device="cpu")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["kind"] == "base-pair"
+    assert metrics["repeats"]["test_in_train"] == 6
+    config = read_manifest(out)["config"]
+    assert (config["probe"], config["train_sequences"]) == ("both", 6)
+    assert pq.read_table(out / "predictions.parquet").num_rows == 6
+    assert "test pooled_f1" in capsys.readouterr().out
+    other = evaluate(
+        checkpoint, task=folder, out=tmp_path / "f", kind="base-pair", probe="attention",
+        train_sequences=3, train_pairs=200, device="cpu",
+    )  # fmt: skip
+    assert json.loads((other / "metrics.json").read_text())["probe"]["train_pairs"] <= 200
+    with pytest.raises(InputError, match="--train-pairs"):
+        evaluate(checkpoint, task=folder, out=tmp_path / "g", train_pairs=0)
+
+
+def test_pairs_through_the_verb(checkpoint, task, tmp_path, capsys):
+    for path in task.iterdir():
+        rows = [row.split(",") for row in path.read_text().split()[1:]]
+        lines = [f"{a},{b[::-1]},{int(x == y)}" for (a, x), (b, y) in
+                 zip(rows, rows[1:] + rows[:1], strict=True)]  # fmt: skip
+        path.write_text("sequence_a,sequence_b,label\n" + "\n".join(lines) + "\n")
+    out = evaluate(checkpoint, task=task, out=tmp_path / "e", device="cpu", order="ordered")
+    assert json.loads((out / "metrics.json").read_text())["kind"] == "interaction"
+    assert read_manifest(out)["config"]["order"] == "ordered"
+    assert "test sequences seen" in capsys.readouterr().out

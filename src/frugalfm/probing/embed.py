@@ -88,7 +88,7 @@ class Embedder:
         result = np.empty((rows, self.width), dtype=np.float32)
         for batch in plan_by_length(lengths, limit_batch(self.batch_tokens, self._device)):
             ids, _ = self.codec.collate([sequences[row] for row in batch])
-            pooled = self._pool(self._forward(ids), lengths[batch])
+            pooled = self._pool(self.forward(ids), lengths[batch])
             if per_residue:
                 for row, states in zip(batch, pooled, strict=True):
                     result[starts[row] : starts[row] + lengths[row]] = states[1 : lengths[row] + 1]
@@ -104,7 +104,8 @@ class Embedder:
         return device
 
     @torch.no_grad()
-    def _forward(self, ids: np.ndarray) -> Tensor:
+    def forward(self, ids: np.ndarray) -> Tensor:
+        """Last hidden states of padded token ids, fp32, shape ``(batch, tokens, width)``."""
         trunk = getattr(self.model, self.model.base_model_prefix)
         device = self._device
         with autocast(device, self.precision):

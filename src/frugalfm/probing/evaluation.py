@@ -1,27 +1,32 @@
 """A linear probe on frozen embeddings, from a checked task to metrics and predictions.
 
-The penalty is chosen on the development split; the test split is scored once, for that choice.
+Pairs of sequences are read off the embeddings of the two: ``a + b``, ``a * b`` and ``|a - b|``,
+which are the same in either order, or ``a``, ``b`` and ``a * b`` where the order means something.
+Pairs of positions have their own module, :mod:`frugalfm.probing.map_probes`. The penalty is
+chosen on the development split; the test split is scored once, for that choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from frugalfm.errors import InputError
 from frugalfm.probing.embed import Embedder
-from frugalfm.probing.probes import Probe, choose, fit_logistic, fit_ridge
+from frugalfm.probing.probes import CS, Probe, choose, fit_logistic, fit_ridge
 from frugalfm.tasks.folder import Task
+from frugalfm.tasks.kinds import HEADLINE, IGNORED, MAPS, NUMBERS, PAIRS
 from frugalfm.tasks.results import Evaluation, report_predictions, score_split
 from frugalfm.tasks.splits import Split
 
-__all__ = ["evaluate_task"]
+__all__ = ["PairOrder", "count_residues", "evaluate_task"]
 
 _WINDOW = 1 << 24  # numbers of residues' embeddings held at once
-_CHOSEN_BY = {"classification": "macro_f1", "token": "macro_f1", "regression": "spearman"}
+PairOrder = Literal["symmetric", "ordered"]
 Tick = Callable[[int], object]
 
 
@@ -34,6 +39,7 @@ class _Outcome:
     dev: np.ndarray
     test: np.ndarray
     probability: np.ndarray | None = None
+    scores: tuple[np.ndarray, np.ndarray] | None = None
     trained_on: int = 0
 
 
@@ -42,6 +48,7 @@ def evaluate_task(
     task: Task,
     *,
     train_tokens: int = 50_000,
+    order: PairOrder = "symmetric",
     resamples: int = 1000,
     seed: int = 0,
     tick: Tick | None = None,
@@ -53,10 +60,12 @@ def evaluate_task(
     embedder
         With pooling ``"token"`` if, and only if, the task is one of residues.
     task
-        Cropped to what the model takes.
+        Cropped to what the model takes; not one of maps.
     train_tokens
         For labels of residues: training sequences are drawn at random, whole, until their
         residues would exceed this number.
+    order
+        Whether the two of a pair of sequences may be exchanged.
     resamples
         Of the bootstrap.
     seed
@@ -69,28 +78,41 @@ def evaluate_task(
     Evaluation
         As :func:`~frugalfm.tasks.results.report_predictions` makes it, with a ``probe``.
     """
-    if (embedder.pooling == "token") != (task.kind == "token"):
+    if (embedder.pooling == "token") != (task.kind == "token") or task.kind in MAPS:
         raise InputError(f"pooling {embedder.pooling!r} does not suit a task of kind {task.kind!r}")
     if task.kind == "token":
         outcome = _probe_residues(embedder, task, train_tokens, seed, tick)
     else:
-        outcome = _probe_sequences(embedder, task, tick)
+        outcome = _probe_sequences(embedder, task, order, tick)
     return report_predictions(
         task,
         outcome.dev,
         outcome.test,
         outcome.probability,
-        how={"probe": _describe(task, outcome)},
+        how={"probe": _describe(task, outcome, order)},
+        scores=outcome.scores,
         resamples=resamples,
         seed=seed,
     )
 
 
-def _probe_sequences(embedder: Embedder, task: Task, tick: Tick | None) -> _Outcome:
-    train, dev, test = (
-        embedder.embed(_encode(embedder, split), tick) for split in task.splits.values()
-    )
-    if task.kind == "regression":
+def count_residues(task: Task, train_tokens: int) -> int:
+    """Residues that :func:`evaluate_task` embeds, or nearly so many."""
+    if task.kind in PAIRS:
+        return sum(len("".join(set(s.members.to_pylist()))) for s in task.splits.values())
+    residues = {name: int(split.lengths.sum()) for name, split in task.splits.items()}
+    if task.kind == "token":
+        residues["train"] = min(residues["train"], train_tokens)
+    return sum(residues.values())
+
+
+def _probe_sequences(
+    embedder: Embedder, task: Task, order: PairOrder, tick: Tick | None
+) -> _Outcome:
+    train, dev, test = (_embed(embedder, split, order, tick) for split in task.splits.values())
+    if task.kind == "multilabel":
+        return _probe_labels(task, train, dev, test)
+    if task.kind in NUMBERS:
         probes = fit_ridge(train, task.train.targets)
         found = [probe.outputs(dev)[:, 0] for probe in probes]
     else:
@@ -98,27 +120,76 @@ def _probe_sequences(embedder: Embedder, task: Task, tick: Tick | None) -> _Outc
         found = [probe.outputs(dev).argmax(1) for probe in probes]
     best, grid = _choose(task, probes, found)
     probe = probes[best]
-    if task.kind == "regression":
+    if task.kind in NUMBERS:
         return _Outcome(probe, grid, found[best], probe.outputs(test)[:, 0])
     probabilities = probe.probabilities(test)
+    scores = None
+    if len(task.classes) == 2:
+        scores = probe.probabilities(dev)[:, 1], probabilities[:, 1]
     return _Outcome(
-        probe, grid, found[best], probabilities.argmax(1), probabilities.max(1).astype(np.float32)
+        probe,
+        grid,
+        found[best],
+        probabilities.argmax(1),
+        probabilities.max(1).astype(np.float32),
+        scores,
     )
+
+
+def _probe_labels(task: Task, train: np.ndarray, dev: np.ndarray, test: np.ndarray) -> _Outcome:
+    """Several labels a sequence: a logistic regression each, with one setting for all."""
+    columns = [
+        fit_logistic(train, y, 2) if 0 < y.mean() < 1 else _constant(train, int(y[0]))
+        for y in task.train.targets.T
+    ]
+    probes = [_join(settings) for settings in zip(*columns, strict=True)]
+    found = [(probe.outputs(dev) > 0).astype(np.int64) for probe in probes]
+    best, grid = _choose(task, probes, found)
+    scores = probes[best].outputs(dev), probes[best].outputs(test)
+    return _Outcome(
+        probes[best], grid, found[best], (scores[1] > 0).astype(np.int64), scores=scores
+    )
+
+
+def _constant(x: np.ndarray, label: int) -> list[Probe]:
+    """Probes for a label that every training sequence has, or none."""
+    bias = np.array([0.0, 1e30 if label else -1e30])
+    return [Probe(np.zeros((2, x.shape[1])), bias, c) for c in CS]
+
+
+def _join(parts: tuple[Probe, ...]) -> Probe:
+    """One probe whose outputs are the log odds of several."""
+    weights = np.stack([probe.weights[1] - probe.weights[0] for probe in parts])
+    bias = np.array([probe.bias[1] - probe.bias[0] for probe in parts])
+    return Probe(weights, bias, parts[0].setting, all(probe.converged for probe in parts))
+
+
+def _embed(embedder: Embedder, split: Split, order: PairOrder, tick: Tick | None) -> np.ndarray:
+    """Features of each row: an embedding, or what two of them are made into."""
+    if split.partners is None:
+        return embedder.embed(_encode(embedder, split.sequences), tick)
+    coded = split.members.dictionary_encode()  # every sequence is embedded once
+    states = embedder.embed(_encode(embedder, coded.dictionary), tick)
+    a, b = (states[rows] for rows in np.split(np.asarray(coded.indices), 2))
+    parts = [a, b, a * b] if order == "ordered" else [a + b, a * b, np.abs(a - b)]
+    return np.concatenate(parts, axis=1)
 
 
 def _probe_residues(
     embedder: Embedder, task: Task, train_tokens: int, seed: int, tick: Tick | None
 ) -> _Outcome:
     chosen = _draw(task.train.lengths, train_tokens, seed)
-    sequences = _encode(embedder, task.train)
+    sequences = _encode(embedder, task.train.sequences)
     labels = np.split(task.train.targets, np.cumsum(task.train.lengths)[:-1])
     y = np.concatenate([labels[row] for row in chosen])
+    known = y != IGNORED
+    y = y[known]
     if len(np.unique(y)) < 2:
         raise InputError(
             f"{task.train.path}: the {len(y)} residues drawn for training have one label only; "
             "raise --train-tokens"
         )
-    x = embedder.embed([sequences[row] for row in chosen], tick)
+    x = embedder.embed([sequences[row] for row in chosen], tick)[known]
     probes = fit_logistic(x, y, len(task.classes))
     del x
     parts = [
@@ -131,15 +202,15 @@ def _probe_residues(
     return _Outcome(probes[best], grid, found[best], np.concatenate(test), trained_on=len(y))
 
 
-def _encode(embedder: Embedder, split: Split) -> list[np.ndarray]:
-    tokens, lengths = embedder.codec.encode(split.sequences)
+def _encode(embedder: Embedder, sequences: pa.Array) -> list[np.ndarray]:
+    tokens, lengths = embedder.codec.encode(sequences)
     return np.split(tokens, np.cumsum(lengths)[:-1])
 
 
 def _stream(embedder: Embedder, split: Split, tick: Tick | None) -> Iterator[np.ndarray]:
     """Embeddings of all residues, in order, some sequences at a time."""
     limit = max(1, _WINDOW // embedder.width)
-    sequences = _encode(embedder, split)
+    sequences = _encode(embedder, split.sequences)
     window = (np.cumsum(split.lengths, dtype=np.int64) - 1) // limit
     for part in np.split(np.arange(len(split)), np.flatnonzero(np.diff(window)) + 1):
         yield embedder.embed([sequences[row] for row in part], tick)
@@ -155,7 +226,7 @@ def _draw(lengths: np.ndarray, limit: int, seed: int) -> np.ndarray:
 def _choose(
     task: Task, probes: list[Probe], found: list[np.ndarray]
 ) -> tuple[int, dict[str, float | None]]:
-    name = _CHOSEN_BY[task.kind]
+    name = HEADLINE[task.kind]
     scores = [score_split(task, task.dev, predicted, resamples=0) for predicted in found]
     values = [score[name].value for score in scores]
     pairs = zip(probes, values, strict=True)
@@ -163,15 +234,17 @@ def _choose(
     return choose(values), grid
 
 
-def _describe(task: Task, outcome: _Outcome) -> dict[str, Any]:
-    regression = task.kind == "regression"
+def _describe(task: Task, outcome: _Outcome, order: PairOrder) -> dict[str, Any]:
+    regression = task.kind in NUMBERS
     probe: dict[str, Any] = {
         "name": "ridge regression" if regression else "logistic regression",
         "alpha" if regression else "C": outcome.probe.setting,
-        "chosen_by": f"dev {_CHOSEN_BY[task.kind]}",
+        "chosen_by": f"dev {HEADLINE[task.kind]}",
         "grid": outcome.grid,
         "converged": outcome.probe.converged,
     }
     if task.kind == "token":
         probe["train_tokens"] = outcome.trained_on
+    if task.kind in PAIRS:
+        probe["order"] = order
     return probe

@@ -6,16 +6,18 @@ fitted probe is one matrix and one bias on the raw embeddings.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-__all__ = ["ALPHAS", "CS", "Probe", "choose", "fit_logistic", "fit_ridge"]
+__all__ = ["ALPHAS", "CS", "Probe", "choose", "fit_logistic", "fit_ridge", "fit_sparse"]
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse strengths of logistic regression's penalty, strongest first."""
@@ -25,6 +27,11 @@ ALPHAS = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)
 # A largest gradient of the mean loss; tighter ones change no metric that a dev set can tell.
 _TOLERANCE = 1e-3
 _ITERATIONS = 1000
+# scikit-learn spells an L1 penalty anew since 1.8; the other way would mean L2.
+_PENALTY = inspect.signature(LogisticRegression).parameters.get("penalty")
+_L1: dict[str, Any] = (
+    {"penalty": "l1"} if _PENALTY is not None and _PENALTY.default == "l2" else {"l1_ratio": 1}
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,44 @@ def fit_logistic(
         bias = np.full(classes, -1e30)
         weights[model.classes_] = coefficients / scale
         bias[model.classes_] = intercept - (coefficients / scale) @ mean
+        probes.append(Probe(weights, bias, c, bool(model.n_iter_.max() < _ITERATIONS)))
+    return probes
+
+
+def fit_sparse(x: np.ndarray, y: np.ndarray, cs: Sequence[float] = CS) -> list[Probe]:
+    """Logistic regression of yes or no with an L1 penalty (liblinear), one probe a setting.
+
+    Parameters
+    ----------
+    x
+        Features, shape ``(items, width)``.
+    y
+        0 or 1, both of them, shape ``(items,)``.
+    cs
+        Inverse strengths of the L1 penalty.
+
+    Returns
+    -------
+    list of Probe
+        With one output: the log odds of 1.
+    """
+    mean, scale = _measure(x)
+    standard = (x.astype(np.float64) - mean) / scale
+    probes = []
+    for c in cs:
+        model = LogisticRegression(
+            C=c,
+            l1_ratio=1,
+            solver="liblinear",
+            max_iter=_ITERATIONS,
+            tol=_TOLERANCE,
+            random_state=0,
+        )
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(standard, y)
+        weights = model.coef_ / scale
+        bias = model.intercept_ - weights @ mean
         probes.append(Probe(weights, bias, c, bool(model.n_iter_.max() < _ITERATIONS)))
     return probes
 

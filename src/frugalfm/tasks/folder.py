@@ -11,7 +11,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from frugalfm.errors import InputError
-from frugalfm.tasks.labels import Kind, code_labels, infer_kind
+from frugalfm.tasks.flip import find_flip, read_flip
+from frugalfm.tasks.kinds import MAPS, PAIRS, Kind
+from frugalfm.tasks.labels import code_labels, infer_kind
+from frugalfm.tasks.layout import choose_layout
 from frugalfm.tasks.splits import SUFFIXES, Split, read_header, read_split
 
 __all__ = ["Leaks", "Task", "TooLong", "find_splits", "read_task"]
@@ -36,8 +39,11 @@ class Task:
     train, dev, test
         The labelled sequences.
     repeats
-        Sequences that occur again, counted before any were dropped: ``duplicates_in_train``
-        (rows beyond the first), ``dev_in_train``, ``test_in_train``, ``test_in_dev`` and so on.
+        Sequences (or pairs of them, in either order) that occur again, counted before any were
+        dropped: ``duplicates_in_train`` (rows beyond the first), ``dev_in_train``,
+        ``test_in_train``, ``test_in_dev`` and so on. For pairs also how many sequences of dev and
+        test occur in training, whatever their partner: ``dev_sequences_seen`` and
+        ``test_sequences_seen``.
     dropped, cropped
         Rows dropped as leaks, and sequences cut to what the model takes, by split.
     """
@@ -62,12 +68,17 @@ class Task:
 def find_splits(folder: Path) -> dict[str, Path]:
     """Paths of ``train``, ``dev`` and ``test``, each with one of :data:`SUFFIXES`.
 
+    A task in FLIP's form (a folder, or the file of labels in it) has ``labels`` and perhaps
+    ``sequences`` and ``mask`` instead.
+
     Raises
     ------
     InputError
         No such folder, or one of the three is missing or there twice.
     """
     folder = Path(folder)
+    if folder.exists() and (files := find_flip(folder)) is not None:
+        return files
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a task is a folder with train, dev and test")
     if any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
@@ -103,8 +114,11 @@ def read_task(
     Parameters
     ----------
     folder
-        Holds ``train``, ``dev`` and ``test`` as CSV, TSV or Parquet with the columns
-        ``sequence`` and ``label``, or ``sequence`` and ``structure`` (a character a residue).
+        Holds ``train``, ``dev`` and ``test`` as CSV, TSV, JSON lines or Parquet, with the columns
+        ``sequence`` and ``label``; ``sequence`` and ``structure`` (a character a residue, or
+        dot-bracket notation; with it perhaps ``mask``); ``sequence`` and ``coordinates`` or
+        ``contacts`` (:mod:`frugalfm.tasks.maps`); or ``sequence_a``, ``sequence_b`` and
+        ``label``. Other names: :mod:`frugalfm.tasks.layout`. Or FLIP's FASTA files.
     alphabet
         ``"dna"``, ``"rna"`` or ``"protein"``.
     kind
@@ -123,11 +137,8 @@ def read_task(
         Anything that is wrong with the task; names file and line.
     """
     paths = find_splits(folder)
-    column = _choose_column(paths, kind)
-    splits = {name: read_split(path, alphabet, column) for name, path in paths.items()}
-    chosen, reason = (kind, "as asked for") if kind != "auto" else ("token", "a label a residue")
-    if kind == "auto" and column == "label":
-        chosen, reason = infer_kind(splits["train"])
+    splits, told = _read_splits(paths, alphabet, kind)
+    chosen, reason = _choose_kind(splits["train"], kind, told)
     repeats = _count_repeats(splits)
     before = {name: len(split) for name, split in splits.items()}
     splits = _handle_leaks(splits, repeats, leaks)
@@ -141,35 +152,53 @@ def read_task(
     return Task(Path(folder), chosen, reason, classes, train, dev, test, repeats, dropped, cropped)
 
 
-def _choose_column(paths: Mapping[str, Path], kind: str) -> str:
-    header = read_header(paths["train"])
-    if "sequence_a" in header:
-        raise InputError(
-            f"{paths['train']}: pairs of sequences are not evaluated yet; "
-            "tasks of single sequences (sequence,label) are"
+def _read_splits(
+    paths: dict[str, Path], alphabet: str, kind: str
+) -> tuple[dict[str, Split], Kind | None]:
+    """Read all files; also the kind, if their columns tell it."""
+    if "labels" in paths:
+        splits, token = read_flip(paths, alphabet)
+        return splits, "token" if token else None
+    columns, told = choose_layout(paths["train"], read_header(paths["train"]), kind)
+    return {name: read_split(path, alphabet, columns, told) for name, path in paths.items()}, told
+
+
+def _choose_kind(train: Split, kind: Kind | Literal["auto"], told: Kind | None) -> tuple[Kind, str]:
+    if kind != "auto":
+        fits = (kind in PAIRS) == (train.partners is not None) and (kind in MAPS) == (
+            train.maps is not None
         )
-    if kind in {"classification", "multilabel", "regression"}:
-        return "label"
-    if {"label", "structure"} <= set(header) and kind == "auto":
-        raise InputError(
-            f"{paths['train']}: has a column label and a column structure; "
-            "choose with --kind classification, --kind regression or --kind token"
-        )
-    return "structure" if "structure" in header or kind == "token" else "label"
+        if not fits or (told == "token") != (kind == "token"):
+            raise InputError(f"{train.path}: does not hold what --kind {kind} needs")
+        return kind, "as asked for"
+    if told == "token":
+        return told, "a label a residue"
+    if told is not None:
+        return told, "positions that touch; --kind distance is for their distances"
+    found, reason = infer_kind(train)
+    if train.partners is None:
+        return found, reason
+    return ("affinity" if found == "regression" else "interaction"), f"pairs; {reason}"
 
 
 def _count_repeats(splits: Mapping[str, Split]) -> dict[str, int]:
     counts = {
-        f"duplicates_in_{name}": len(split) - len(pc.unique(split.sequences))
+        f"duplicates_in_{name}": len(split) - len(pc.unique(split.keys))
         for name, split in splits.items()
     }
     for later, earlier in (("dev", "train"), ("test", "train"), ("test", "dev")):
         counts[f"{later}_in_{earlier}"] = int(_occurs(splits[later], splits[earlier]).sum())
+    if splits["train"].partners is not None:
+        known = pc.unique(splits["train"].members)
+        for name in ("dev", "test"):
+            members = pc.unique(splits[name].members)
+            seen = np.asarray(pc.is_in(members, value_set=known))
+            counts[f"{name}_sequences_seen"] = int(seen.sum())
     return counts
 
 
 def _occurs(split: Split, other: Split) -> np.ndarray:
-    return np.asarray(pc.is_in(split.sequences, value_set=other.sequences))
+    return np.asarray(pc.is_in(split.keys, value_set=other.keys))
 
 
 def _handle_leaks(
@@ -181,9 +210,10 @@ def _handle_leaks(
         return dict(splits)
     train, dev, test = (splits[name] for name in _SPLITS)
     if policy == "error":
+        what = "sequences" if train.partners is None else "pairs of sequences"
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items())
         raise InputError(
-            f"{train.path.parent}: sequences leak between splits ({counts}); "
+            f"{train.path.parent}: {what} leak between splits ({counts}); "
             "--leaks drop takes them out of dev and test, --leaks report only counts them"
         )
     kept = {
@@ -193,7 +223,8 @@ def _handle_leaks(
     }
     for split in kept.values():
         if not len(split):
-            raise InputError(f"{split.path}: every sequence is also in an earlier split")
+            what = "sequence" if split.partners is None else "pair"
+            raise InputError(f"{split.path}: every {what} is also in an earlier split")
     return kept
 
 
@@ -201,6 +232,8 @@ def _fit(
     split: Split, max_residues: int | None, policy: TooLong, *, token: bool
 ) -> tuple[Split, int]:
     lengths = split.lengths
+    if split.partners is not None:
+        lengths = np.maximum(lengths, np.asarray(pc.binary_length(split.partners)))
     too_long = lengths > (max_residues if max_residues is not None else lengths.max())
     if not too_long.any():
         return split, 0

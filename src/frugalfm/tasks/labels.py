@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from frugalfm.errors import InputError
+from frugalfm.tasks.brackets import CLOSING, OPENING, UNPAIRED
+from frugalfm.tasks.kinds import IGNORED, MAPS, NUMBERS, Kind
 from frugalfm.tasks.splits import Split
 
 __all__ = ["Kind", "code_labels", "infer_kind"]
 
-Kind = Literal["classification", "multilabel", "regression", "token"]
 SEPARATOR = ";"
 """Between the labels of a sequence that has several; never inferred, only asked for."""
+MASKED = "?"
+"""In labels of residues: one that a mask leaves out."""
 MOST_CLASSES = 50
 """Whole numbers with more distinct values than this are taken as quantities."""
 
-_OPENING = "([{<ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_CLOSING = ")]}>abcdefghijklmnopqrstuvwxyz"
-_UNPAIRED = ".,:_-~"
 _BRACKETS = "([{<>}])"
 _UNKNOWN = 255
 
@@ -69,14 +68,15 @@ def code_labels(splits: list[Split], kind: Kind) -> tuple[list[Split], tuple[str
     In dot-bracket notation (some training label holds a bracket) every opening bracket and
     upper-case letter is ``(``, every closing bracket and lower-case letter ``)``, and each of
     ``. , : _ - ~`` is ``.``, so that pseudoknots count as pairs. Otherwise each character of a
-    residue's label is its own class.
+    residue's label is its own class. Residues that a mask leaves out are :data:`IGNORED
+    <frugalfm.tasks.kinds.IGNORED>`; their labels are not looked at.
 
     Returns
     -------
     splits
         With targets; texts rewritten in the classes' names.
     classes
-        In the order of their numbers; none for regression.
+        In the order of their numbers; none for numbers and maps.
 
     Raises
     ------
@@ -84,7 +84,9 @@ def code_labels(splits: list[Split], kind: Kind) -> tuple[list[Split], tuple[str
         A label that is no number, not finite, or absent from training; fewer than two distinct
         training labels. Names the line.
     """
-    if kind == "regression":
+    if kind in MAPS:
+        return splits, ()  # read with their targets
+    if kind in NUMBERS:
         return [_code_numbers(split, first=i == 0) for i, split in enumerate(splits)], ()
     if kind == "token":
         return _code_residues(splits)
@@ -154,12 +156,13 @@ def _code_sets(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
 def _code_residues(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
     for split in splits:
         _check_lengths(split)
-    found = np.unique(_letters(splits[0].texts))
+    known = [_read_mask(split) for split in splits]
+    found = np.unique(_letters(splits[0].texts)[known[0]])
     brackets = bool(np.isin(found, list(_BRACKETS.encode())).any())
     rewrite = np.arange(256, dtype=np.uint8)
     if brackets:
         rewrite[:] = 0
-        for spellings, letter in ((_OPENING, "("), (_CLOSING, ")"), (_UNPAIRED, ".")):
+        for spellings, letter in ((OPENING, "("), (CLOSING, ")"), (UNPAIRED, ".")):
             rewrite[list(spellings.encode())] = ord(letter)
     letters = np.unique(rewrite[found])
     letters = letters[letters > 0]
@@ -167,14 +170,27 @@ def _code_residues(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
     table = np.full(256, _UNKNOWN, np.uint8)
     table[letters] = np.arange(len(letters))
     coded = []
-    for split in splits:
-        codes = table[rewrite[_letters(split.texts)]]
+    for split, there in zip(splits, known, strict=True):
+        codes = np.where(there, table[rewrite[_letters(split.texts)]], 0)
         _refuse_unknown(split, codes, splits[0], brackets=brackets)
-        data = letters[codes].tobytes()
+        data = np.where(there, letters[codes], np.uint8(ord(MASKED))).tobytes()
         offsets = np.concatenate([[0], np.cumsum(split.lengths)]).astype(np.int32)
         texts = pa.StringArray.from_buffers(len(split), pa.py_buffer(offsets), pa.py_buffer(data))
-        coded.append(replace(split, targets=codes.astype(np.int64), texts=texts))
+        targets = np.where(there, codes.astype(np.int64), IGNORED)
+        coded.append(replace(split, targets=targets, texts=texts))
     return coded, tuple(map(chr, letters.tolist()))
+
+
+def _read_mask(split: Split) -> np.ndarray:
+    """Which residues have a label that counts, of all sequences end to end."""
+    if split.masks is None:
+        return np.ones(int(split.lengths.sum()), np.bool_)
+    unequal = split.lengths != np.asarray(pc.binary_length(split.masks))
+    odd = np.asarray(pc.match_substring_regex(split.masks, "[^01]"))
+    for bad, what in ((unequal, "is not as long as the sequence"), (odd, "holds other than 0, 1")):
+        if bad.any():
+            raise InputError(f"{split.where(int(bad.argmax()))}: the mask {what}; correct it")
+    return np.asarray(_letters(split.masks) == ord("1"))
 
 
 def _refuse_unknown(split: Split, codes: np.ndarray, train: Split, *, brackets: bool) -> None:
@@ -185,7 +201,7 @@ def _refuse_unknown(split: Split, codes: np.ndarray, train: Split, *, brackets: 
     place = int(unknown[0] - split.lengths[:at].sum())
     letter = split.texts[at].as_py()[place]
     why = f"does not occur in {train.path.name}, so no probe can learn it"
-    if brackets and letter not in _OPENING + _CLOSING + _UNPAIRED:
+    if brackets and letter not in OPENING + CLOSING + UNPAIRED:
         why = "is no dot-bracket notation; correct it"
     raise InputError(f"{split.where(at)}: label {letter!r} of residue {place + 1} {why}")
 

@@ -3,6 +3,9 @@
 Resamples are rows of weights: how often each test sequence was drawn. Every metric is a function
 of weighted sums, so that a thousand resamples are a few matrix products. With several items a
 sequence (residues), whole sequences are drawn, since residues of one are no independent evidence.
+Pairs that share sequences are no independent evidence either: sequences are drawn, and a pair
+weighs as often as one of its sequences times as often as the other (the pigeonhole bootstrap, Owen
+2007), which errs on the side of wide intervals.
 """
 
 from __future__ import annotations
@@ -13,7 +16,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import sparse
 
-__all__ = ["Estimate", "score_classes", "score_numbers", "to_json"]
+__all__ = [
+    "Estimate",
+    "bootstrap",
+    "correlate_ranks",
+    "score_classes",
+    "score_numbers",
+    "score_ranking",
+    "to_json",
+]
 
 _CHUNK = 1 << 22  # weights held at a time
 _ROUNDING = 1e-13  # of the mean: what is left of a constant after its mean is subtracted
@@ -34,6 +45,7 @@ def score_classes(
     predicted: np.ndarray,
     groups: np.ndarray | None = None,
     *,
+    members: np.ndarray | None = None,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -49,6 +61,9 @@ def score_classes(
         Class numbers from 0, shape ``(items,)``.
     groups
         Number of the sequence that each item belongs to, from 0; each item is its own when None.
+    members
+        If items are pairs that share sequences: the numbers of the two, from 0, shape
+        ``(items, 2)``; sequences are drawn then.
     resamples
         Bootstrap resamples; with 0 the intervals are NaN.
     level
@@ -73,32 +88,34 @@ def score_classes(
     def evaluate(weights: np.ndarray) -> _Metrics:
         return _from_cells((transposed @ weights.T).T, cells // classes, cells % classes, classes)
 
-    return _bootstrap(evaluate, counts.shape[0], resamples, level, seed)
+    return bootstrap(evaluate, counts.shape[0], resamples, level, seed, members)
 
 
 def score_numbers(
     true: np.ndarray,
     predicted: np.ndarray,
     *,
+    members: np.ndarray | None = None,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Spearman's and Pearson's correlation, coefficient of determination, mean squared error.
+    """Spearman's and Pearson's correlation, coefficient of determination, and mean errors.
 
     Ties share their mean rank. A correlation with a constant is NaN.
 
     Parameters
     ----------
     true, predicted
-        Shape ``(items,)``, finite; one item a sequence.
-    resamples, level, seed
+        Shape ``(items,)``, finite; one item a sequence, or a pair of them.
+    members, resamples, level, seed
         As in :func:`score_classes`.
 
     Returns
     -------
     dict
-        ``spearman``, ``pearson``, ``r2`` and ``mse`` (in squared units of the label).
+        ``spearman``, ``pearson``, ``r2``, ``mse`` (in squared units of the label), ``rmse`` and
+        ``mae`` (in its units).
     """
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
 
@@ -114,9 +131,56 @@ def score_numbers(
             "pearson": _correlate(true[None], predicted[None], weights),
             "r2": r2,
             "mse": mse,
+            "rmse": np.sqrt(mse),
+            "mae": weights @ np.abs(true - predicted) / total,
         }
 
-    return _bootstrap(evaluate, len(true), resamples, level, seed)
+    return bootstrap(evaluate, len(true), resamples, level, seed, members)
+
+
+def score_ranking(
+    true: np.ndarray,
+    scores: np.ndarray,
+    *,
+    members: np.ndarray | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Area under the ROC curve and average precision of scores for yes or no.
+
+    Parameters
+    ----------
+    true
+        0 or 1, shape ``(items,)``, or ``(items, labels)`` for several decisions an item, of which
+        the mean over the labels that occur with both values is given.
+    scores
+        Higher for likelier ones; of the same shape.
+    members, resamples, level, seed
+        As in :func:`score_classes`.
+
+    Returns
+    -------
+    dict
+        ``auroc`` (ties count half) and ``auprc`` (average precision, as in scikit-learn).
+    """
+    true, scores = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (true, scores))
+
+    def evaluate(weights: np.ndarray) -> _Metrics:
+        columns = zip(true.T, scores.T, strict=True)
+        found = np.stack([_rank_apart(y, x, weights) for y, x in columns])
+        known = ~np.isnan(found)
+        total, count = np.where(known, found, 0).sum(0), known.sum(0)
+        means = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+        return {"auroc": means[0], "auprc": means[1]}
+
+    return bootstrap(evaluate, len(true), resamples, level, seed, members)
+
+
+def correlate_ranks(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's correlation, ties sharing their mean rank; NaN with a constant."""
+    ones = np.ones((1, len(x)))
+    return float(_correlate(_rank(x, ones), _rank(y, ones), ones)[0])
 
 
 def to_json(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]]:
@@ -127,12 +191,26 @@ def to_json(estimates: dict[str, Estimate]) -> dict[str, dict[str, float | None]
     }
 
 
-def _bootstrap(
-    evaluate: Callable[[np.ndarray], _Metrics], n: int, resamples: int, level: float, seed: int
+def bootstrap(
+    evaluate: Callable[[np.ndarray], _Metrics],
+    n: int,
+    resamples: int,
+    level: float,
+    seed: int,
+    members: np.ndarray | None = None,
 ) -> dict[str, Estimate]:
+    """Estimate metrics and their intervals.
+
+    Parameters
+    ----------
+    evaluate
+        From weights of the `n` items, shape ``(some, n)``, to each metric, shape ``(some,)``.
+    n, resamples, level, seed, members
+        As in :func:`score_classes`.
+    """
     values = {name: float(found[0]) for name, found in evaluate(np.ones((1, n))).items()}
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
-    for weights in _resample(n, resamples, seed):
+    for weights in _resample(n, resamples, seed, members):
         for name, found in evaluate(weights).items():
             drawn[name].append(found)
     tails = ((1 - level) / 2, (1 + level) / 2)
@@ -145,14 +223,24 @@ def _bootstrap(
     return estimates
 
 
-def _resample(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield weights, shape ``(some, n)``: each row sums to `n`."""
-    random = np.random.default_rng(seed)
+def _resample(
+    n: int, resamples: int, seed: int, members: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yield weights, shape ``(some, n)``: each row sums to `n`, unless there are members."""
     size = max(1, _CHUNK // n)
+    if members is not None:
+        n = 1 + int(members.max())
+        size = min(size, max(1, _CHUNK // n))
+    random = np.random.default_rng(seed)
     for start in range(0, resamples, size):
         count = min(size, resamples - start)
         drawn = random.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
+        weights = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
+        if members is not None:
+            a, b = members.T
+            weights = np.where(a == b, weights[:, a], weights[:, a] * weights[:, b])
+            weights = weights[weights.any(1)]  # of few pairs, none may have been drawn whole
+        yield weights.astype(np.float64)
 
 
 def _from_cells(
@@ -172,6 +260,24 @@ def _from_cells(
     spread = np.sqrt((n**2 - (of_true**2).sum(1)) * (n**2 - (of_predicted**2).sum(1)))
     mcc = np.divide(covariance, spread, out=np.zeros_like(n), where=spread > 0)
     return {"accuracy": correct / n, "macro_f1": f1.sum(1) / present.sum(1), "mcc": mcc}
+
+
+def _rank_apart(true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC and average precision of each row of weights, shape ``(2, rows)``; NaN if one class."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    yes, no = (
+        np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (true, 1 - true)
+    )
+    # Of each distinct score: the weight at and above it.
+    yes_up, no_up = (np.cumsum(side[:, ::-1], axis=1)[:, ::-1] for side in (yes, no))
+    all_yes, all_no = yes_up[:, 0], no_up[:, 0]
+    below = all_no[:, None] - no_up
+    with np.errstate(divide="ignore", invalid="ignore"):
+        auroc = (yes * (below + no / 2)).sum(1) / (all_yes * all_no)
+        precision = np.where(yes > 0, yes_up / (yes_up + no_up), 0)
+        auprc = (yes * precision).sum(1) / all_yes
+    return np.where((all_yes > 0) & (all_no > 0), np.stack([auroc, auprc]), np.nan)
 
 
 def _rank(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

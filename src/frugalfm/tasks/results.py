@@ -9,10 +9,19 @@ import numpy as np
 import pyarrow as pa
 
 from frugalfm.tasks.folder import Task
-from frugalfm.tasks.metrics import Estimate, score_classes, score_numbers, to_json
+from frugalfm.tasks.kinds import CLASSES, IGNORED, NUMBERS, PAIRS
+from frugalfm.tasks.metrics import Estimate, score_classes, score_numbers, score_ranking, to_json
 from frugalfm.tasks.splits import Split
 
-__all__ = ["Evaluation", "describe_scores", "describe_task", "report_predictions", "score_split"]
+__all__ = [
+    "Evaluation",
+    "describe_scores",
+    "describe_task",
+    "find_shared",
+    "report_predictions",
+    "score_split",
+    "summarise",
+]
 
 
 @dataclass(frozen=True)
@@ -33,23 +42,49 @@ class Evaluation:
 
 
 def score_split(
-    task: Task, split: Split, predicted: np.ndarray, *, resamples: int, seed: int = 0
+    task: Task,
+    split: Split,
+    predicted: np.ndarray,
+    scores: np.ndarray | None = None,
+    *,
+    resamples: int,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Metrics of one split's predictions, of the same shape as its targets.
+    """Metrics of one split's predictions, of the same shape as its targets; not for maps.
 
     With several labels a sequence, every pair of a sequence and a label is one decision of two
-    classes; resamples draw whole sequences, as they do for labels of residues.
+    classes; resamples draw whole sequences, as they do for labels of residues. Residues without a
+    label are left out. With `scores` (of the second of two classes, shape ``(n,)``, or of each
+    label, ``(n, labels)``; higher for likelier ones) there are ``auroc`` and ``auprc``, too.
     """
-    if task.kind == "regression":
-        return score_numbers(split.targets, predicted, resamples=resamples, seed=seed)
-    groups = None
+    members = find_shared(split)
+    if task.kind in NUMBERS:
+        return score_numbers(
+            split.targets, predicted, members=members, resamples=resamples, seed=seed
+        )
+    true, found, groups = split.targets.ravel(), predicted.ravel(), None
     if task.kind == "token":
-        groups = np.repeat(np.arange(len(split)), split.lengths)
+        known = true != IGNORED
+        groups = np.repeat(np.arange(len(split)), split.lengths)[known]
+        true, found = true[known], found[known]
     elif task.kind == "multilabel":
         groups = np.repeat(np.arange(len(split)), len(task.classes))
-    return score_classes(
-        split.targets.ravel(), predicted.ravel(), groups, resamples=resamples, seed=seed
-    )
+    metrics = score_classes(true, found, groups, members=members, resamples=resamples, seed=seed)
+    if scores is not None and len(task.classes) > 1:
+        metrics |= score_ranking(
+            split.targets, scores, members=members, resamples=resamples, seed=seed
+        )
+    return metrics
+
+
+def find_shared(split: Split) -> np.ndarray | None:
+    """Numbers of the two sequences of each pair, if some sequence is in several pairs."""
+    if split.partners is None:
+        return None
+    numbers = np.asarray(split.members.dictionary_encode().indices).astype(np.int64)
+    members = numbers.reshape(2, -1).T
+    once = len(np.unique(members)) == sum(1 if a == b else 2 for a, b in members.tolist())
+    return None if once else members
 
 
 def report_predictions(
@@ -59,6 +94,7 @@ def report_predictions(
     probability: np.ndarray | None = None,
     *,
     how: dict[str, Any],
+    scores: tuple[np.ndarray, np.ndarray] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -74,6 +110,8 @@ def report_predictions(
         Of the predicted class of each test sequence, shape ``(n,)``.
     how
         Entries that say how the predictions were made.
+    scores
+        For dev and test, as :func:`score_split` takes them.
     resamples, seed
         Of the bootstrap.
 
@@ -85,43 +123,68 @@ def report_predictions(
         metric, ``baseline`` those of the majority class or the mean of the training labels.
     """
 
-    def score(split: Split, predicted: np.ndarray) -> dict[str, Any]:
-        return to_json(score_split(task, split, predicted, resamples=resamples, seed=seed))
+    def score(split: Split, predicted: np.ndarray, scores: np.ndarray | None) -> dict[str, Any]:
+        found = score_split(task, split, predicted, scores, resamples=resamples, seed=seed)
+        return to_json(found)
 
     constant = _baseline(task)
-    metrics = {
+    ranked = scores or (None, None)
+    indifferent = None if scores is None else np.zeros_like(scores[1])
+    metrics = summarise(
+        task,
+        how,
+        {
+            "dev": score(task.dev, dev, ranked[0]),
+            "test": score(task.test, test, ranked[1]),
+            "baseline": {
+                "predicts": _name(task, constant),
+                "test": score(task.test, np.resize(constant, task.test.targets.shape), indifferent),
+            },
+        },
+        {"resamples": resamples, "level": 0.95, "unit": _name_unit(task), "seed": seed},
+    )
+    return Evaluation(metrics, _tabulate(task, test, probability))
+
+
+def summarise(
+    task: Task, how: dict[str, Any], scores: dict[str, Any], bootstrap: dict[str, Any]
+) -> dict[str, Any]:
+    """Put together what is recorded of an evaluation; see :func:`report_predictions`."""
+    return {
         "task": task.folder.resolve().name,
         "kind": task.kind,
         "reason": task.reason,
         "classes": list(task.classes),
         "n": {name: len(split) for name, split in task.splits.items()},
         **how,
-        "dev": score(task.dev, dev),
-        "test": score(task.test, test),
-        "baseline": {
-            "predicts": _name(task, constant),
-            "test": score(task.test, np.resize(constant, task.test.targets.shape)),
-        },
+        **scores,
         "repeats": task.repeats,
         "dropped": task.dropped,
         "cropped": task.cropped,
-        "bootstrap": {"resamples": resamples, "level": 0.95, "unit": "sequence", "seed": seed},
+        "bootstrap": bootstrap,
     }
-    return Evaluation(metrics, _tabulate(task, test, probability))
+
+
+def _name_unit(task: Task) -> str:
+    if task.kind not in PAIRS:
+        return "sequence"
+    if find_shared(task.test) is None:
+        return "pair of sequences"
+    return "sequence; a pair is drawn with both of its sequences"
 
 
 def _baseline(task: Task) -> np.ndarray:
     """Predict without looking at a sequence: one number, or one for each label."""
     targets = task.train.targets
-    if task.kind == "regression":
+    if task.kind in NUMBERS:
         return np.asarray(targets.mean())
     if task.kind == "multilabel":
         return np.asarray(targets.mean(0) > 0.5, np.int64)
-    return np.asarray(np.bincount(targets).argmax())
+    return np.asarray(np.bincount(targets[targets != IGNORED]).argmax())
 
 
 def _name(task: Task, constant: np.ndarray) -> str | float:
-    if task.kind == "regression":
+    if task.kind in NUMBERS:
         return float(constant)
     if task.kind == "multilabel":
         return _join(task, constant)
@@ -134,7 +197,7 @@ def _join(task: Task, flags: np.ndarray) -> str:
 
 def _tabulate(task: Task, predicted: np.ndarray, probability: np.ndarray | None) -> pa.Table:
     columns: dict[str, Any] = {"row": pa.array(task.test.rows, pa.int64())}
-    if task.kind == "regression":
+    if task.kind in NUMBERS:
         columns["label"] = pa.array(task.test.targets)
         columns["prediction"] = pa.array(predicted, pa.float64())
         return pa.table(columns)
@@ -143,7 +206,7 @@ def _tabulate(task: Task, predicted: np.ndarray, probability: np.ndarray | None)
         found = [_join(task, flags) for flags in predicted]
         return pa.table(columns | {"prediction": pa.array(found, pa.string())})
     names = np.array(task.classes)
-    if task.kind == "classification":
+    if task.kind in CLASSES:
         columns["prediction"] = pa.array(names[predicted].tolist(), pa.string())
         columns["probability"] = pa.array(probability, pa.float32())
         return pa.table(columns)
@@ -166,10 +229,11 @@ def describe_task(metrics: dict[str, Any]) -> str:
 def describe_scores(metrics: dict[str, Any]) -> list[str]:
     """Say what was measured on test, beside the baseline, and what happened to the splits."""
     lines = []
+    width = max(9, *map(len, metrics["test"]))
     for name, found in metrics["test"].items():
         value, low, high = (_show(found[key]) for key in ("value", "low", "high"))
         base = _show(metrics["baseline"]["test"][name]["value"])
-        lines.append(f"  test {name:9} {value}  [{low}, {high}]  baseline {base}")
+        lines.append(f"  test {name:{width}} {value}  [{low}, {high}]  baseline {base}")
     for what in ("repeats", "dropped", "cropped"):
         counts = [
             f"{count:,} {key.replace('_', ' ')}" for key, count in metrics[what].items() if count
