@@ -15,6 +15,8 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 
 $(VENV)/tested: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-cpu.txt -e ".[test,lint]"
+	# The oracle of the scores; its declared dependency on torchvision is neither used nor wanted.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps kronfluence==1.0.1 einconv==0.1.0 einops==0.8.2 opt-einsum==3.4.0
 	touch $@
 
 ## install what is missing and run the whole chain on the bundled data

@@ -6,7 +6,13 @@ import torch
 from torch.func import functional_call, grad
 
 from frugalfm.encoders import create_encoder
-from frugalfm.influence import HeadGradients, ScoreRecipe, estimate_fisher, score_sequences
+from frugalfm.influence import (
+    HeadGradients,
+    MaskScheme,
+    ScoreRecipe,
+    estimate_fisher,
+    score_sequences,
+)
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.masking import hash_sequences, mask_groups
 
@@ -65,14 +71,15 @@ def test_scores_equal_the_formula(setting, reduction, groups, passes):
     model, codec, sequences = setting
     sequences = [s for s in sequences if len(s) >= groups]
     recipe = ScoreRecipe(reduction=reduction, damping=1e-6, batch_tokens=200)
-    gradients = HeadGradients(model, codec, groups=groups, passes=passes)
+    gradients = HeadGradients(model, codec, masks=MaskScheme(groups=groups, passes=passes))
     fisher = estimate_fisher(gradients, sequences[:3], recipe)
     scores = score_sequences(gradients, fisher, sequences, recipe)
 
     exact = [gradient_by_definition(model, codec, s, groups, passes) for s in sequences]
     reduced = [g * REDUCTIONS[reduction](n) for g, _, n in exact]
     diagonal = torch.stack(reduced[:3]).square().mean(0)
-    torch.testing.assert_close(fisher.diagonal.double(), diagonal, rtol=1e-4, atol=1e-9)
+    found = fisher.tensors["lm_head.dense"].double()
+    torch.testing.assert_close(found, diagonal, rtol=1e-4, atol=1e-9)
     expected = [float((g.square() / (diagonal + 1e-6)).sum()) for g in reduced]
     np.testing.assert_allclose(scores.influence, expected, rtol=1e-4)
     np.testing.assert_allclose(scores.loss, [loss / n for _, loss, n in exact], rtol=1e-5)
@@ -101,14 +108,15 @@ def test_memory_chunks_do_not_matter(setting, monkeypatch):
     gradients = HeadGradients(model, codec)
     fisher = estimate_fisher(gradients, sequences, ScoreRecipe())
     base = score_sequences(gradients, fisher, sequences, ScoreRecipe())
-    monkeypatch.setattr("frugalfm.influence.gradients._CHUNK", 1)
+    monkeypatch.setattr("frugalfm.influence.fisher._CHUNK", 1)
     np.testing.assert_allclose(
         score_sequences(gradients, fisher, sequences, ScoreRecipe()).influence,
         base.influence,
         rtol=1e-5,
     )
+    again = estimate_fisher(gradients, sequences, ScoreRecipe())
     np.testing.assert_allclose(
-        estimate_fisher(gradients, sequences, ScoreRecipe()).diagonal, fisher.diagonal, rtol=1e-5
+        again.tensors["lm_head.dense"], fisher.tensors["lm_head.dense"], rtol=1e-5
     )
 
 
@@ -138,21 +146,13 @@ def test_sum_favours_long_and_mean_favours_short(setting):
     assert ratios["mean"] > ratios["sqrt"] > ratios["sum"]
 
 
-def test_other_models_are_refused_with_candidates():
-    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
-
-    from frugalfm.errors import InputError
-
-    config = BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-    )
-    _, tokenizer = create_encoder("rna-fm-tiny")
-    codec = Codec.from_tokenizer(tokenizer)
-    with pytest.raises(InputError, match=r"cls\.predictions\.transform\.dense.*: classifier$"):
-        HeadGradients(BertForSequenceClassification(config), codec)
-    model = BertForMaskedLM(config)
-    assert HeadGradients(model, codec).dense is model.cls.predictions.transform.dense
+def test_another_layer_of_the_head_can_be_named(setting):
+    model, codec, sequences = setting
+    assert HeadGradients(model, codec).layers == ["lm_head.dense"]
+    gradients = HeadGradients(model, codec, head="lm_head.decoder")
+    assert gradients.layers == ["lm_head.decoder"]
+    found = []
+    gradients(sequences, "sum", lambda _, inputs, deltas: found.append(deltas.mT @ inputs))
+    # The decoder's outputs are the logits; their gradients are what the loss gives them.
+    assert found[0].shape == (len(sequences), model.config.vocab_size, model.config.hidden_size)
+    assert float(found[0].sum(1).abs().max()) < 1e-3

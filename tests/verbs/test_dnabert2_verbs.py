@@ -13,7 +13,7 @@ from frugalfm.artifacts import read_manifest
 from frugalfm.encoders import create_encoder, load_encoder, open_model
 from frugalfm.encoders.dnabert2.modeling import DnaBert2ForMaskedLM
 from frugalfm.errors import InputError
-from frugalfm.influence import HeadGradients
+from frugalfm.influence import HeadGradients, MaskScheme
 from frugalfm.tokens.codec import Codec, PieceCodec
 from frugalfm.verbs.build import build
 from frugalfm.verbs.embed import embed
@@ -91,16 +91,23 @@ def test_scores(setting, tmp_path):
 def test_head_gradients_equal_autograd(setting):
     model, tokenizer = load_encoder(setting / "model")
     codec = Codec.from_tokenizer(tokenizer)
-    gradients = HeadGradients(model, codec, groups=1)
+    gradients = HeadGradients(model, codec, masks=MaskScheme(groups=1))
     assert gradients.dense is model.cls.predictions.transform.dense
     sequence = np.array([5, 6, 7, 12, 9], np.uint16)
-    _, found = next(gradients([sequence]).chunks())
+    found = {}
+
+    def visit(layer, inputs, deltas):
+        found[layer] = deltas[0].T @ inputs[0]
+
+    gradients([sequence], "sum", visit)
     ids = torch.tensor([[1, 4, 4, 4, 4, 4, 2]])
     labels = torch.tensor([[-100, *sequence.tolist(), -100]])
     model.zero_grad()
     (5 * model(ids, labels=labels).loss).backward()
     expected = model.cls.predictions.transform.dense.weight.grad
-    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        found["cls.predictions.transform.dense"], expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

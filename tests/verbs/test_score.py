@@ -42,7 +42,7 @@ def read(folder):
     return pa.concat_tables(pq.read_table(p) for p in sorted(folder.glob("part-*.parquet")))
 
 
-def run(setting, out, data="one", **options):
+def run(setting, out, /, data="one", **options):
     options = {"subset": 20, **options}
     return read(score(setting / data, model=setting / "model", out=out, **options))
 
@@ -169,3 +169,76 @@ def test_pieces_cover_all_rows_once():
         assert ranges[0][0] == 0
         assert ranges[-1][1] == len(lengths)
         assert all(a[1] == b[0] and a[0] < a[1] for a, b in itertools.pairwise(ranges))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": "all"},
+        {"layers": "all", "fisher": "diagonal"},
+        {"layers": "all", "fisher": "projection", "projection": 16},
+        {"fisher": "rank-1"},
+        {"masking": "random", "passes": 2},
+        {"masking": "none"},
+        {"setting": "paper", "pad_to": 100},
+    ],
+    ids=str,
+)
+def test_every_choice_is_independent_of_parts(setting, tmp_path, options):
+    base = run(setting, tmp_path / "a", adapt=False, **options)
+    other = run(setting, tmp_path / "b", data="several", adapt=False, batch_tokens=300, **options)
+    influence = base["influence"].to_numpy()
+    np.testing.assert_allclose(other["influence"].to_numpy(), influence, rtol=3e-5)
+    assert np.isfinite(influence).all()
+    assert influence.max() > 0
+    # A run that was killed after the Fisher matrix: it is read back.
+    manifest = read_manifest(tmp_path / "b", "scores")
+    assert manifest["summary"]["layers"][-1].endswith("lm_head.dense")
+    for name, value in options.items():
+        if name not in {"setting", "layers"}:
+            assert manifest["config"][name] == value
+
+
+def test_the_fisher_matrix_of_any_kind_is_read_back(setting, tmp_path, monkeypatch):
+    from frugalfm.influence import pool
+
+    whole = run(setting, tmp_path / "whole", layers="all")
+    original = pool._score_part
+    monkeypatch.setattr(pool, "_score_part", None)
+    with pytest.raises(TypeError):
+        run(setting, tmp_path / "cut", layers="all")
+    monkeypatch.setattr(pool, "_score_part", original)
+    monkeypatch.setattr(pool, "estimate_fisher", None)
+    assert run(setting, tmp_path / "cut", layers="all").equals(whole)
+
+
+def test_settings_are_defaults_that_options_replace(setting, tmp_path):
+    def config(name, **options):
+        run(setting, tmp_path / name, adapt=False, **options)
+        return read_manifest(tmp_path / name, "scores")["config"]
+
+    ours = config("a")
+    assert (ours["masking"], ours["mask_groups"], ours["reduction"]) == ("groups", 7, "sqrt")
+    paper = config("b", setting="paper", pad_to=92)
+    assert (paper["masking"], paper["pad_to"], paper["passes"]) == ("none", 92, 1)
+    assert (paper["reduction"], paper["damping"], paper["fisher"]) == ("mean", 1e-8, "diagonal")
+    mixed = config("c", setting="paper", masking="groups", reduction="sum")
+    assert (mixed["masking"], mixed["reduction"], mixed["pad_to"]) == ("groups", "sum", None)
+
+
+def test_contradictory_options_are_refused(setting, tmp_path):
+    for options, message in [
+        ({"head": "x", "layers": "all"}, "--head x names one layer"),
+        ({"head": "x"}, "lm_head.dense"),
+        ({"pad_to": 100}, "--masking none only"),
+        ({"masking": "none", "passes": 2}, "all passes are the same"),
+        ({"projection": 0}, "--projection must be positive"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run(setting, tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_paper_setting_pads_to_what_the_model_takes(setting, tmp_path):
+    run(setting, tmp_path / "s", setting="paper", adapt=False, subset=3)
+    assert read_manifest(tmp_path / "s", "scores")["config"]["pad_to"] == 1024

@@ -8,9 +8,10 @@ with respect to its output. The trunk runs forward only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,45 +20,49 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from frugalfm.encoders.devices import Precision, autocast
-from frugalfm.errors import InputError
+from frugalfm.encoders.mlm_head import find_head
+from frugalfm.influence.masks import MaskScheme
 from frugalfm.tokens.codec import Codec
-from frugalfm.tokens.masking import hash_sequences, mask_groups
 
-__all__ = ["HeadGradients", "SequenceGradients", "find_head"]
+__all__ = ["Gradients", "HeadGradients", "Losses", "Reduction", "Visit", "reduction_factors"]
 
-_CHUNK = 1 << 26  # elements of per-sequence gradients that exist at a time (256 MB in fp32)
+Reduction = Literal["sqrt", "mean", "sum"]
+
+
+class Visit(Protocol):
+    """Gets one layer's share of the gradients of a batch."""
+
+    def __call__(self, layer: str, inputs: Tensor, deltas: Tensor) -> None:
+        """Take the factors of ``G[b] = deltas[b].T @ inputs[b]``.
+
+        Parameters
+        ----------
+        layer
+            Name of the layer's weight.
+        inputs, deltas
+            Shape ``(batch, tokens, d_in)`` and ``(batch, tokens, d_out)``: the layer's input, and
+            the gradient of the reduced loss at its output.
+        """
 
 
 @dataclass(frozen=True)
-class SequenceGradients:
-    """What one batch of sequences contributes, before any reduction.
+class Losses:
+    """What a batch's forward passes gave beside gradients.
 
     Attributes
     ----------
-    inputs, deltas
-        fp32, shape ``(batch, width, d_in)`` and ``(batch, width, d_out)``: the head layer's
-        input and the gradient of the summed loss at its output; zero but at targets.
     losses
-        fp32, shape ``(batch,)``: loss summed over the targets, in nats.
+        Shape ``(batch,)``: loss summed over the targets, in nats.
     counts
         int64, shape ``(batch,)``: targets.
     """
 
-    inputs: Tensor
-    deltas: Tensor
     losses: Tensor
     counts: Tensor
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield gradients of the summed loss, shape ``(some, d_out, d_in)``, piece by piece."""
-        step = max(1, _CHUNK // (self.inputs.shape[-1] * self.deltas.shape[-1]))
-        for start in range(0, len(self.inputs), step):
-            part = slice(start, start + step)
-            yield part, torch.bmm(self.deltas[part].transpose(1, 2), self.inputs[part])
 
-
-class HeadGradients:
-    """Computes per-sequence gradients of the head's dense weight over masked passes.
+class Gradients(ABC):
+    """Computes per-sequence gradients of a masked-language model, layer by layer, factored.
 
     Parameters
     ----------
@@ -65,13 +70,68 @@ class HeadGradients:
         A masked-language model in evaluation mode.
     codec
         Of its tokenizer.
-    groups
-        Every residue is masked exactly once over this many passes; see
-        :func:`frugalfm.tokens.masking.mask_groups`.
-    passes
-        How many of the groups are evaluated; all when None.
+    masks
+        What a sequence's loss is.
     precision
-        Of the trunk; the head is always fp32.
+        Of the forward passes.
+
+    Attributes
+    ----------
+    layers
+        Names of the linear layers whose weights are looked at.
+    """
+
+    layers: list[str]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        codec: Codec,
+        *,
+        masks: MaskScheme | None = None,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.model = model
+        self.codec = codec
+        self.masks = masks or MaskScheme()
+        self.precision = precision
+        first = next(model.parameters())
+        self.device, self.dtype = first.device, first.dtype
+
+    @abstractmethod
+    def __call__(
+        self, sequences: Sequence[np.ndarray], reduction: Reduction, visit: Visit
+    ) -> Losses:
+        """Run all passes over one batch, and have every layer visited once.
+
+        Parameters
+        ----------
+        sequences
+            Encoded.
+        reduction
+            See :class:`frugalfm.influence.scoring.ScoreRecipe`.
+        visit
+            Gets the gradients of each layer.
+        """
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """Rows of the model's input that one sequence takes up at a time."""
+        return 1
+
+
+class HeadGradients(Gradients):
+    """Gradients of the head's first linear layer: as cheap as the forward passes.
+
+    The head is differentiated at the targets only, and in full precision; the trunk is not.
+
+    Parameters
+    ----------
+    model, codec, masks, precision
+        See :class:`Gradients`.
+    head
+        Name of the linear layer, the head's first one when None; see
+        :func:`frugalfm.encoders.mlm_head.find_head`.
     """
 
     def __init__(
@@ -79,44 +139,37 @@ class HeadGradients:
         model: PreTrainedModel,
         codec: Codec,
         *,
-        groups: int = 7,
-        passes: int | None = None,
+        masks: MaskScheme | None = None,
         precision: Precision = "fp32",
+        head: str | None = None,
     ) -> None:
-        self.model = model
-        self.codec = codec
-        self.groups = groups
-        self.passes = groups if passes is None else passes
-        self.precision = precision
+        super().__init__(model, codec, masks=masks, precision=precision)
         self.trunk = getattr(model, model.base_model_prefix)
-        self.head, self.dense = find_head(model)
-        self.device = next(model.parameters()).device
+        self.head, self.dense = find_head(model, head)
+        self.layers = [name for name, module in model.named_modules() if module is self.dense]
 
-    def __call__(self, sequences: list[np.ndarray]) -> SequenceGradients:
-        """Run all passes over one batch of encoded sequences."""
-        ids, lengths = self.codec.collate(sequences)
-        groups = mask_groups(ids.shape[1], lengths, hash_sequences(sequences), self.groups)
-        tokens = torch.from_numpy(ids).to(self.device)
-        group = torch.from_numpy(groups).to(self.device)
-        attention = (tokens != self.codec.pad_id).long()
-        size = tokens.shape
-        inputs = torch.zeros(*size, self.dense.in_features, device=self.device)
-        deltas = torch.zeros(*size, self.dense.out_features, device=self.device)
-        losses = torch.zeros(size, device=self.device)
-        for number in range(self.passes):
-            target = group == number
-            masked = tokens.masked_fill(target, self.codec.mask_id)
-            hidden = self._run_trunk(masked, attention)[target]
-            inputs[target], deltas[target], losses[target] = self._run_head(hidden, tokens[target])
-        counts = ((group >= 0) & (group < self.passes)).sum(1)
-        return SequenceGradients(inputs, deltas, losses.sum(1), counts)
+    def __call__(
+        self, sequences: Sequence[np.ndarray], reduction: Reduction, visit: Visit
+    ) -> Losses:
+        """Run all passes over one batch; see :meth:`Gradients.__call__`."""
+        views = self.masks.view(self.codec, sequences, self.device)
+        found: list[tuple[Tensor, ...]] = []
+        for masked, target in zip(views.masked, views.targets, strict=True):
+            hidden = self._run_trunk(masked, views.attention)[target]
+            owner = target.nonzero()[:, 0]
+            found.append((owner, *self._run_head(hidden, views.tokens[target])))
+        owner, inputs, deltas, losses = (torch.cat(parts) for parts in zip(*found, strict=True))
+        deltas = deltas * reduction_factors(views.counts, reduction, self.dtype)[owner, None]
+        visit(self.layers[0], *_by_sequence(owner, views.counts, inputs, deltas))
+        total = torch.zeros(len(views.counts), device=self.device, dtype=losses.dtype)
+        return Losses(total.index_add_(0, owner, losses), views.counts)
 
     @torch.no_grad()
     def _run_trunk(self, tokens: Tensor, attention: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
             out = self.trunk(input_ids=tokens, attention_mask=attention)
         hidden: Tensor = out.last_hidden_state
-        return hidden.float()
+        return hidden.to(self.dtype)
 
     def _run_head(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the dense layer's inputs, the gradients at its output, and the losses."""
@@ -132,36 +185,29 @@ class HeadGradients:
         try:
             with torch.enable_grad():
                 logits = self.head(hidden)
-                losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+                losses = functional.cross_entropy(logits, labels, reduction="none")
                 (delta,) = torch.autograd.grad(losses.sum(), seen["output"])
         finally:
             handle.remove()
         return seen["input"], delta, losses.detach()
 
 
-def find_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Linear]:
-    """Find the masked-language-modelling head and its first linear layer.
+def reduction_factors(counts: Tensor, reduction: Reduction, dtype: torch.dtype) -> Tensor:
+    """Return what the summed loss of each sequence is multiplied with, shape ``(batch,)``."""
+    numbers = counts.clamp_min(1).to(dtype)
+    factors = {"sqrt": numbers.rsqrt(), "mean": 1.0 / numbers, "sum": torch.ones_like(numbers)}
+    return factors[reduction]
 
-    Raises
-    ------
-    InputError
-        The model has no such head.
-    """
-    head = getattr(model, "lm_head", None)
-    dense = getattr(head, "dense", None)
-    if head is None:  # named as in BERT
-        head = getattr(getattr(model, "cls", None), "predictions", None)
-        dense = getattr(getattr(head, "transform", None), "dense", None)
-    if head is None or not isinstance(dense, nn.Linear):
-        prefix = model.base_model_prefix + "."
-        outside = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and not name.startswith(prefix)
-        ]
-        raise InputError(
-            f"{type(model).__name__}: has no head layer lm_head.dense or "
-            f"cls.predictions.transform.dense to take gradients of; "
-            f"linear layers outside its trunk: {', '.join(outside) or 'none'}"
-        )
-    return head, dense
+
+def _by_sequence(owner: Tensor, counts: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Gather rows, shape ``(targets, d)``, to ``(batch, most targets, d)``, padded by zeros."""
+    order = torch.argsort(owner, stable=True)
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(owner), device=owner.device) - first[owner[order]]
+    shape = (len(counts), int(counts.max()))
+    gathered = []
+    for rows in values:
+        rectangle = torch.zeros(*shape, rows.shape[-1], device=rows.device, dtype=rows.dtype)
+        rectangle[owner[order], place] = rows[order]
+        gathered.append(rectangle)
+    return tuple(gathered)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from frugalfm.artifacts import write_atomically
-from frugalfm.influence.gradients import HeadGradients
+from frugalfm.influence.gradients import Gradients
 from frugalfm.influence.scoring import (
     Fisher,
     ScoreRecipe,
@@ -36,7 +36,7 @@ _PIECE = 1 << 24  # residues that are encoded and scored at a time
 
 
 def score_pool(
-    gradients: HeadGradients, shards: Shards, recipe: ScoreRecipe, work: Path, scratch: Path
+    gradients: Gradients, shards: Shards, recipe: ScoreRecipe, work: Path, scratch: Path
 ) -> dict[str, Any]:
     """Score all parts of some shards into `work`, skipping what an earlier call finished.
 
@@ -87,28 +87,27 @@ def draw_subset(shards: Shards, codec: Codec, size: int, seed: int) -> list[np.n
 
 
 def _prepare(
-    gradients: HeadGradients, shards: Shards, recipe: ScoreRecipe, work: Path, scratch: Path
+    gradients: Gradients, shards: Shards, recipe: ScoreRecipe, work: Path, scratch: Path
 ) -> Fisher:
     """Adapt the model and estimate its Fisher matrix, or reload what an earlier call had."""
     path, adapted = work / "fisher.safetensors", scratch / "adaptation/model.safetensors"
     if path.is_file() and (recipe.adapt is None or adapted.is_file()):
         if recipe.adapt is not None:
             load_model(gradients.model, str(adapted))
-        diagonal = load_file(path)["diagonal"]
-        return Fisher(diagonal, min(recipe.subset, shards.n_sequences))
+        return Fisher(load_file(path), min(recipe.subset, shards.n_sequences))
     subset = draw_subset(shards, gradients.codec, recipe.subset, recipe.seed)
     if recipe.adapt is not None:
         _adapt(gradients, subset, recipe, adapted.parent)
         save_model(gradients.model, str(adapted))
     fisher = estimate_fisher(gradients, subset, recipe)
     draft = path.with_suffix(".tmp")
-    save_file({"diagonal": fisher.diagonal.contiguous()}, draft)
+    save_file(fisher.tensors, draft)
     draft.replace(path)
     return fisher
 
 
 def _adapt(
-    gradients: HeadGradients, subset: Sequence[np.ndarray], recipe: ScoreRecipe, folder: Path
+    gradients: Gradients, subset: Sequence[np.ndarray], recipe: ScoreRecipe, folder: Path
 ) -> None:
     """Train for one epoch on the subset [arXiv 2512.12932, Assumption 1]."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -136,7 +135,7 @@ def _adapt(
 
 
 def _score_part(
-    gradients: HeadGradients,
+    gradients: Gradients,
     fisher: Fisher,
     shards: Shards,
     part: Part,

@@ -1,14 +1,15 @@
-"""Subset-based self-influence under a diagonal empirical Fisher matrix.
+"""Subset-based self-influence under an empirical Fisher matrix.
 
-``I(z) = g_z^T diag(F + damping)^-1 g_z`` with ``F`` the mean of ``g * g`` over a random subset
-(arXiv 2512.12932, eqs. 5 to 8). Positive; larger is more influential.
+``I(z) = g_z^T (F + damping)^-1 g_z`` with ``F`` made of the mean of ``g * g`` over a random subset
+(arXiv 2512.12932, eqs. 5 to 8). Never negative; larger is more influential. (The code released
+with the paper stores the negative.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +17,23 @@ from torch import Tensor
 
 from frugalfm.encoders.devices import limit_batch
 from frugalfm.errors import FrugalError
-from frugalfm.influence.gradients import HeadGradients, SequenceGradients
-from frugalfm.tokens.batches import plan_by_length
+from frugalfm.influence.fisher import (
+    DiagonalMetric,
+    Fisher,
+    FisherKind,
+    FisherSum,
+    Metric,
+    RankOneMetric,
+)
+from frugalfm.influence.gradients import Gradients, Losses, Reduction
+from frugalfm.tokens.batches import SPECIALS, plan_by_length
 
 __all__ = ["Fisher", "Reduction", "ScoreRecipe", "Scores", "estimate_fisher", "score_sequences"]
-
-Reduction = Literal["sqrt", "mean", "sum"]
 
 
 @dataclass(frozen=True)
 class ScoreRecipe:
-    """What decides the ranking, beside the model and its masks.
+    """What decides the ranking, beside the model, its layers and its masks.
 
     Attributes
     ----------
@@ -40,8 +47,12 @@ class ScoreRecipe:
         sequences), or not (``sum``: favours long ones).
     damping
         Added to the Fisher diagonal.
+    fisher
+        What of the Fisher matrix is kept; see :mod:`frugalfm.influence.fisher`.
+    projection
+        With ``projection``: dimensions that either side of a gradient is projected to.
     seed
-        Determines the subset.
+        Determines the subset and the projections.
     batch_tokens
         Padded tokens of a batch; does not change scores beyond rounding.
     """
@@ -50,6 +61,8 @@ class ScoreRecipe:
     adapt: float | None = 1e-4
     reduction: Reduction = "sqrt"
     damping: float = 1e-8
+    fisher: FisherKind = "diagonal"
+    projection: int = 64
     seed: int = 0
     batch_tokens: int = 16_384
 
@@ -57,23 +70,9 @@ class ScoreRecipe:
         """All that decides the scores; the size of batches does not."""
         settings = asdict(self)
         del settings["batch_tokens"]
+        if self.fisher != "projection":
+            settings["projection"] = None
         return settings
-
-
-@dataclass(frozen=True)
-class Fisher:
-    """Diagonal empirical Fisher matrix of the head's dense weight.
-
-    Attributes
-    ----------
-    diagonal
-        fp32, shape ``(d_out, d_in)``.
-    sequences
-        How many it is the mean of.
-    """
-
-    diagonal: Tensor
-    sequences: int
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,11 @@ class Scores:
     Attributes
     ----------
     influence
-        float32, positive.
+        float32, positive; zero only for a sequence without targets.
     loss
         float32: mean loss of the targets, in nats.
     n_tokens
-        int32: targets.
+        int32: targets, over all passes.
     """
 
     influence: np.ndarray
@@ -96,7 +95,7 @@ class Scores:
 
 
 def estimate_fisher(
-    gradients: HeadGradients, sequences: Sequence[np.ndarray], recipe: ScoreRecipe
+    gradients: Gradients, sequences: Sequence[np.ndarray], recipe: ScoreRecipe
 ) -> Fisher:
     """Average the squared per-sequence gradients over a subset.
 
@@ -109,18 +108,14 @@ def estimate_fisher(
     recipe
         Its reduction is applied to every gradient.
     """
-    shape = (gradients.dense.out_features, gradients.dense.in_features)
-    total = torch.zeros(shape, dtype=torch.float64)
-    for _, batch in _batches(gradients, sequences, recipe):
-        weights = _reduce(batch, recipe.reduction).square()
-        for part, gradient in batch.chunks():
-            squares = gradient.square_().flatten(1)
-            total += (weights[part] @ squares).view(shape).double().cpu()
-    return Fisher((total / len(sequences)).float(), len(sequences))
+    total = FisherSum(recipe.fisher)
+    for rows in _plan(gradients, sequences, recipe):
+        gradients([sequences[row] for row in rows], recipe.reduction, total)
+    return total.mean(len(sequences), gradients.dtype)
 
 
 def score_sequences(
-    gradients: HeadGradients,
+    gradients: Gradients,
     fisher: Fisher,
     sequences: Sequence[np.ndarray],
     recipe: ScoreRecipe,
@@ -132,17 +127,15 @@ def score_sequences(
     FrugalError
         A score is not finite.
     """
-    inverse = 1.0 / (fisher.diagonal.to(gradients.device) + recipe.damping).flatten()
+    metric = _make_metric(fisher, recipe, gradients.device)
     n = len(sequences)
     influence, loss = np.zeros(n, np.float32), np.zeros(n, np.float32)
     counts = np.zeros(n, np.int32)
-    for rows, batch in _batches(gradients, sequences, recipe):
-        raw = torch.empty(len(rows), device=gradients.device)
-        for part, gradient in batch.chunks():
-            raw[part] = gradient.square_().flatten(1) @ inverse
-        influence[rows] = (raw * _reduce(batch, recipe.reduction).square()).cpu().numpy()
-        loss[rows] = (batch.losses / batch.counts.clamp_min(1)).cpu().numpy()
-        counts[rows] = batch.counts.cpu().numpy()
+    for rows in _plan(gradients, sequences, recipe):
+        raw, found = _measure(gradients, [sequences[row] for row in rows], recipe, metric)
+        influence[rows] = raw.cpu().numpy()
+        loss[rows] = (found.losses / found.counts.clamp_min(1)).cpu().numpy()
+        counts[rows] = found.counts.cpu().numpy()
     if not np.isfinite(influence).all():
         bad = int(np.flatnonzero(~np.isfinite(influence))[0])
         raise FrugalError(
@@ -152,16 +145,31 @@ def score_sequences(
     return Scores(influence, loss, counts)
 
 
-def _batches(
-    gradients: HeadGradients, sequences: Sequence[np.ndarray], recipe: ScoreRecipe
-) -> Iterator[tuple[np.ndarray, SequenceGradients]]:
+def _measure(
+    gradients: Gradients, sequences: list[np.ndarray], recipe: ScoreRecipe, metric: Metric
+) -> tuple[Tensor, Losses]:
+    """Add up the layers' quadratic forms of one batch."""
+    total = torch.zeros(len(sequences), device=gradients.device, dtype=gradients.dtype)
+
+    def visit(layer: str, inputs: Tensor, deltas: Tensor) -> None:
+        total.add_(metric(layer, inputs, deltas))
+
+    found = gradients(sequences, recipe.reduction, visit)
+    return total, found
+
+
+def _make_metric(fisher: Fisher, recipe: ScoreRecipe, device: torch.device) -> Metric:
+    if recipe.fisher == "diagonal":
+        return DiagonalMetric(fisher, recipe.damping, device)
+    dimensions = recipe.projection if recipe.fisher == "projection" else None
+    return RankOneMetric(fisher, recipe.damping, device, dimensions, recipe.seed)
+
+
+def _plan(
+    gradients: Gradients, sequences: Sequence[np.ndarray], recipe: ScoreRecipe
+) -> Iterator[np.ndarray]:
+    """Cut sequences into batches, longest first."""
     lengths = np.array([len(s) for s in sequences], dtype=np.int32)
+    widths = (gradients.masks.padded(lengths) + SPECIALS) * gradients.rows_per_sequence
     limit = limit_batch(recipe.batch_tokens, gradients.device)
-    for rows in plan_by_length(lengths, limit):
-        yield rows, gradients([sequences[row] for row in rows])
-
-
-def _reduce(batch: SequenceGradients, reduction: Reduction) -> Tensor:
-    """Factor of each sequence's gradient of the summed loss."""
-    counts = batch.counts.clamp_min(1).float()
-    return {"sqrt": counts.rsqrt(), "mean": 1.0 / counts, "sum": torch.ones_like(counts)}[reduction]
+    yield from plan_by_length(widths - SPECIALS, limit)
