@@ -4,15 +4,19 @@ A stage works in ``.NAME.partial`` beside its destination. A killed stage leaves
 behind, and the same call made again finds it and continues; a call with other settings starts
 afresh. Only :meth:`Stage.commit` makes the destination appear, all at once. What only an
 unfinished stage needs goes to :attr:`Stage.scratch`, which outlives everything but that rename.
+
+Only one process works on a stage, unless it is opened as shared: then the same calls join.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +32,8 @@ __all__ = ["Stage", "fingerprint", "open_stage", "read_manifest", "write_atomica
 MANIFEST = "manifest.json"
 _PLAN = ".plan.json"
 _SCRATCH = ".scratch"
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # of some cluster file systems
+_PATIENCE = 30.0  # seconds that a process waits for another to set up a shared stage
 _RECORDED_LIBRARIES = ("torch", "transformers", "numpy", "pyarrow", "duckdb", "scikit-learn")
 
 
@@ -162,8 +168,16 @@ class Stage:
     @property
     def summary(self) -> dict[str, Any]:
         """The summary that the finished artifact was committed with."""
-        found: dict[str, Any] = read_manifest(self.out, self.kind)["summary"]
-        return found
+        return dict(read_manifest(self.out, self.kind)["summary"])
+
+    def is_finished(self) -> bool:
+        """Whether the same artifact is there by now, by whichever process."""
+        try:
+            found = read_manifest(self.out, self.kind)
+        except FrugalError:
+            return False
+        here = _identity(self.config, self.inputs)
+        return _identity(found["config"], found["inputs"]) == here
 
     def commit(self, summary: Mapping[str, Any]) -> Path:
         """Flush everything, write the manifest, and rename the staging folder into place.
@@ -171,16 +185,14 @@ class Stage:
         The plan and the scratch folder go last: killed before the rename, the stage resumes.
         """
         for draft in self.work.rglob(".*.tmp"):
-            draft.unlink()  # of an atomic write that was killed
+            draft.unlink(missing_ok=True)  # of an atomic write that was killed
         files = {}
         for file in _own_files(self.work):
             with file.open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
                 os.fsync(handle.fileno())
-            files[file.relative_to(self.work).as_posix()] = {
-                "bytes": file.stat().st_size,
-                "sha256": digest,
-            }
+            name = file.relative_to(self.work).as_posix()
+            files[name] = {"bytes": file.stat().st_size, "sha256": digest}
         write_json(
             self.work / MANIFEST,
             {
@@ -215,6 +227,7 @@ def open_stage(
     inputs: Mapping[str, Path | None],
     *,
     overwrite: bool = False,
+    shared: bool = False,
 ) -> Stage:
     """Begin, resume or recognise as finished the making of one artifact.
 
@@ -230,6 +243,9 @@ def open_stage(
         Named input paths, identified by content; None is left out.
     overwrite
         Replace a different artifact at `out` instead of refusing; never anything else.
+    shared
+        Let other processes that make the same call work in the same staging folder. They have to
+        agree on who writes what, and who commits.
 
     Raises
     ------
@@ -247,12 +263,17 @@ def open_stage(
         if path is not None
     }
     stage = Stage(out, out.with_name(f".{out.name}.partial"), kind, settings, sources)
+    stage.done = stage.is_finished()
+    if stage.done:
+        return stage
     if out.exists():
-        if _is_same(out, stage):
-            stage.done = True
-            return stage
         _refuse_to_replace(out, overwrite)
-    _claim(stage)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if shared:
+        _join(stage)
+    else:
+        stage.lock = _lock(out)
+        _set_up(stage)
     return stage
 
 
@@ -278,29 +299,74 @@ def _own_files(folder: Path) -> list[Path]:
     )
 
 
-def _claim(stage: Stage) -> None:
-    """Lock the staging folder, keeping its content only if the same call left it."""
-    stage.out.parent.mkdir(parents=True, exist_ok=True)
-    stage.lock = _lock(stage.out)
-    plan = {"kind": stage.kind, "key": _identity(stage.config, stage.inputs)}
-    with contextlib.suppress(OSError, ValueError):
-        stage.resumed = json.loads((stage.work / _PLAN).read_text()) == plan
-    if not stage.resumed:
+def _set_up(stage: Stage) -> None:
+    """Make the staging folder, or keep its content if the same call left it; the lock is held."""
+    stage.done = stage.is_finished()  # by a process that had the lock before
+    if stage.done:
+        stage.__exit__()
+        return
+    existed, stage.resumed = stage.work.exists(), _has_plan(stage)
+    if stage.resumed:
+        return
+    if existed:
         shutil.rmtree(stage.work, ignore_errors=True)
-        stage.work.mkdir()
-        write_json(stage.work / _PLAN, plan)
+    # It appears with its plan in it: where locks do nothing, only one process can make it.
+    draft = stage.work.with_name(f"{stage.work.name}.{secrets.token_hex(4)}")
+    draft.mkdir()
+    write_json(draft / _PLAN, _plan(stage))
+    try:
+        draft.rename(stage.work)
+    except OSError:
+        shutil.rmtree(draft)
+        if not _has_plan(stage):
+            raise
 
 
-def _lock(out: Path) -> IO[Any]:
+def _join(stage: Stage) -> None:
+    """Share the staging folder with the same calls; one that finds itself alone sets it up."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        with contextlib.suppress(InputError), _lock(stage.out):
+            _set_up(stage)
+        if stage.done:
+            return
+        try:
+            stage.lock = _lock(stage.out, fcntl.LOCK_SH)
+        except InputError:  # another sets it up, or works there alone
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+            continue
+        if _has_plan(stage):
+            return
+        stage.__exit__()
+        if stage.work.exists():
+            raise InputError(f"{stage.out}: another call is writing it; wait or stop it")
+
+
+def _plan(stage: Stage) -> dict[str, str]:
+    return {"kind": stage.kind, "key": _identity(stage.config, stage.inputs)}
+
+
+def _has_plan(stage: Stage) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads((stage.work / _PLAN).read_text()) == _plan(stage))
+    return False
+
+
+def _lock(out: Path, operation: int = fcntl.LOCK_EX) -> IO[Any]:
     """Lock an artifact's making; the lock's file is beside the staging folder, and outlives it."""
     path = _lock_path(out)
     while True:
-        lock = path.open("w")
+        lock = path.open("a+")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             raise InputError(f"{out}: another process is writing it; wait or stop it") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         # Another process may have finished, and removed the file, since we opened it.
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
@@ -315,15 +381,6 @@ def _lock_path(out: Path) -> Path:
 def _identity(config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
     hashes = {name: entry["sha256"] for name, entry in inputs.items()}
     return json.dumps([config, hashes], sort_keys=True)
-
-
-def _is_same(out: Path, stage: Stage) -> bool:
-    try:
-        found = read_manifest(out, stage.kind)
-    except FrugalError:
-        return False
-    here = _identity(stage.config, stage.inputs)
-    return _identity(found["config"], found["inputs"]) == here
 
 
 def _library_versions() -> dict[str, str]:

@@ -203,11 +203,11 @@ def test_the_fisher_matrix_of_any_kind_is_read_back(setting, tmp_path, monkeypat
     from frugalfm.influence import pool
 
     whole = run(setting, tmp_path / "whole", layers="all")
-    original = pool._score_part
-    monkeypatch.setattr(pool, "_score_part", None)
+    original = pool.score_sequences
+    monkeypatch.setattr(pool, "score_sequences", None)
     with pytest.raises(TypeError):
         run(setting, tmp_path / "cut", layers="all")
-    monkeypatch.setattr(pool, "_score_part", original)
+    monkeypatch.setattr(pool, "score_sequences", original)
     monkeypatch.setattr(pool, "estimate_fisher", None)
     assert run(setting, tmp_path / "cut", layers="all").equals(whole)
 

@@ -56,10 +56,18 @@ class Shards:
     min_length: int
     max_length: int
 
-    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read one part whole, or some of its columns; memory is that of the columns read."""
+    def read(
+        self, part: Part, columns: Sequence[str] | None = None, group: int | None = None
+    ) -> pa.Table:
+        """Read some columns of a part, or of one of its row groups; all are held in memory."""
         with _explained(part.path), pq.ParquetFile(part.path, page_checksum_verification=True) as f:
-            return f.read(columns=_known(part.path, f, columns))
+            groups = range(f.num_row_groups) if group is None else [group]
+            return f.read_row_groups(groups, columns=_known(part.path, f, columns))
+
+    def count_groups(self, part: Part) -> int:
+        """Count the row groups of a part, each of at most some million residues."""
+        with _explained(part.path), pq.ParquetFile(part.path) as file:
+            return int(file.num_row_groups)
 
     def batches(
         self, columns: Sequence[str] | None = None, rows: int = 16_384

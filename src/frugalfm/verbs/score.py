@@ -47,8 +47,10 @@ def score(
 
     The score of a sequence is large where its gradient is large compared with those of a random
     subset (arXiv 2512.12932). Scores are positive, and larger is more influential (the paper's
-    released code stores them negative). By default it needs forward passes only. A killed run
-    continues with the first part that it had not finished.
+    released code stores them negative). By default it needs forward passes only. The same command
+    continues a killed run. Started more than once at a time (torchrun --nproc-per-node N -m
+    frugalfm score ..., or the tasks of an array job), it shares the work, some million residues
+    at a time, and gives the same scores; docs/scaling.md tells more.
 
     Parameters
     ----------
@@ -109,7 +111,8 @@ def score(
     seed
         Determines the subset.
     device
-        auto, cpu, cuda, cuda:1, ...
+        auto (a GPU if there is one; under torchrun and srun one for each process), cpu, cuda,
+        cuda:1, ...
     overwrite
         Replace a different artifact at --out.
     """
@@ -128,6 +131,8 @@ def score(
         raise InputError(f"--head {head} names one layer; leave it or --layers all out")
     chosen = _choose(setting, masking=masking, reduction=reduction, pad_to=pad_to)
 
+    import time
+
     from frugalfm.artifacts import open_stage
     from frugalfm.encoders import load_encoder
     from frugalfm.encoders.devices import choose_device
@@ -139,6 +144,8 @@ def score(
         ScoreRecipe,
         score_pool,
     )
+    from frugalfm.influence.pool import summarise
+    from frugalfm.influence.workers import Claims, assign_device, share
     from frugalfm.sequences.shards import open_shards
     from frugalfm.tokens.codec import Codec
     from frugalfm.training.data import check_fits
@@ -154,7 +161,7 @@ def score(
         seed=seed,
         batch_tokens=batch_tokens,
     )
-    place = choose_device(device)
+    place = choose_device(assign_device(device))
     shards = open_shards(data)
     encoder, tokenizer = load_encoder(model, device=place)
     codec = Codec.from_tokenizer(tokenizer)
@@ -172,15 +179,34 @@ def score(
         recipe.identity() | masks.identity() | identity,
         {"shards": data, "model": model},
         overwrite=overwrite,
+        shared=True,
     )
     with stage:
         if stage.done:
             print(f"{out}: already scored, {_describe(stage.summary)}")
             return out
-        summary = score_pool(gradients, shards, recipe, stage.work, stage.scratch)
-        summary |= {"device": str(place), "layers": gradients.layers}
-        stage.commit(summary)
-    print(f"{out}: scored, {_describe(summary)}, {summary['seconds']:.0f} s")
+        started = time.perf_counter()
+        scored = 0
+
+        def work(claims: Claims) -> None:
+            nonlocal scored
+            scored = score_pool(gradients, shards, recipe, stage.work, stage.scratch, claims)
+
+        def describe(workers: int) -> dict[str, Any]:
+            return summarise(stage.work) | {
+                "subset": min(subset, shards.n_sequences),
+                "workers": workers,
+                "device": str(place),
+                "layers": gradients.layers,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+
+        if not share(stage, work, describe):
+            print(f"{out}: scored, {scored:,} sequences of it by this process")
+            return out
+    summary = stage.summary
+    together = f"by {summary['workers']} processes, " if summary["workers"] > 1 else ""
+    print(f"{out}: scored, {_describe(summary)}, {together}{summary['seconds']:.0f} s")
     return out
 
 
