@@ -1,6 +1,7 @@
 """Clipped, gated and sink attention against fp64 definitions, forward and backward."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from frugalfm.attention.kernels import (
 from frugalfm.errors import InputError
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-GAMMA = -0.03
+ALPHA = 0.8
 FAMILY = ["clipped", "gated", "sink"]
 
 
@@ -38,19 +39,18 @@ def oracle(name, query, key, value, bias, extra, scale=None):
         return (powers / (torch.exp(extra[0])[:, None, None] + total)) @ value
     weights = powers / total
     if name == "clipped":
-        return ((1 - GAMMA) * weights + GAMMA).clamp(0, 1) @ value
-    weight, offset = extra
-    logits = torch.einsum("bhqd,hd->bhq", query, weight) + offset[:, None]
-    return weights @ value / (1 + torch.exp(-logits)).unsqueeze(-1)
+        # A key of weight zero is masked, and does not count.
+        gamma = -ALPHA / (powers > 0).sum(-1, keepdim=True).double()
+        return ((1 - gamma) * weights + gamma).clamp(0, 1) @ value
+    return weights @ value / (1 + torch.exp(-extra[0])).unsqueeze(-1)
 
 
 def attend(name, query, key, value, bias, extra, **options):
     if name == "sink":
         return attend_sink(query, key, value, bias, sink=extra[0], **options)
     if name == "clipped":
-        return attend_clipped(query, key, value, bias, gamma=GAMMA, **options)
-    gate = {"gate_weight": extra[0], "gate_bias": extra[1]}
-    return attend_gated(query, key, value, bias, **gate, **options)
+        return attend_clipped(query, key, value, bias, alpha=ALPHA, **options)
+    return attend_gated(query, key, value, bias, gate=extra[0], **options)
 
 
 def make_inputs(batch, heads, length, width, *, masked=False, alibi=False, seed=0):
@@ -59,7 +59,7 @@ def make_inputs(batch, heads, length, width, *, masked=False, alibi=False, seed=
     tensors = [torch.randn(batch, heads, length, width, **double) * 1.5 for _ in range(4)]
     extra = {
         "sink": [torch.randn(heads, **double) * 2],
-        "gated": [torch.randn(heads, width, **double) * 0.3, torch.randn(heads, **double)],
+        "gated": [torch.randn(batch, heads, length, **double)],
         "clipped": [],
     }
     bias = None
@@ -210,15 +210,32 @@ def test_clipped_keeps_little_for_the_backward_pass():
 
 
 def test_clipped_gives_exact_zeros():
-    query = torch.zeros(1, 1, 64, 8)  # uniform weights, 1/64 < 0.03
+    query = torch.zeros(1, 1, 64, 8)  # uniform weights, 1/64 < 4/(64 + 4)
     assert torch.equal(attend_clipped(query, query, torch.ones_like(query)), query)
 
 
-@pytest.mark.parametrize("gamma", [0.1, -1.0])
-def test_impossible_gamma_is_refused(gamma):
+def test_clipped_threshold_follows_the_number_of_keys():
+    """Half the mean weight is clipped at α = 1, and twice the mean is not, at every length."""
+    for keys in (4, 64, 1000):
+        query = torch.ones(1, 1, 1, 1)
+        key = torch.zeros(1, 1, keys, 1)
+        key[..., 0, :], key[..., 1, :] = math.log(2), -math.log(2)
+        value = torch.eye(keys)[None, None]
+        out = attend_clipped(query, key, value, scale=1.0, alpha=1.0)[0, 0, 0]
+        assert out[0] > 0
+        assert out[1] == 0
+        bias = torch.full((1, 1, 1, keys + 7), -torch.inf)
+        bias[..., :keys] = 0
+        more = [torch.nn.functional.pad(t, (0, 0, 0, 7)) for t in (key, value)]
+        padded = attend_clipped(query, *more, bias, scale=1.0, alpha=1.0)[0, 0, 0]
+        torch.testing.assert_close(padded, out)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
+def test_impossible_alpha_is_refused(alpha):
     query = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(InputError, match="attention_gamma"):
-        attend_clipped(query, query, query, gamma=gamma)
+    with pytest.raises(InputError, match="attention_alpha"):
+        attend_clipped(query, query, query, alpha=alpha)
 
 
 def test_self_check_turns_down_a_kernel_that_errs():

@@ -84,12 +84,17 @@ def attend_as_defined(name, module, arguments):
         total = total + torch.exp(module.sink_logit)[:, None, None]
     weights = powers / total
     if name == "clipped":
-        weights = (1.03 * weights - 0.03).clamp(0, 1)
+        gamma = 4 / (powers > 0).sum(-1, keepdim=True).clamp_min(1)
+        weights = ((1 + gamma) * weights - gamma).clamp(0, 1)
     out = weights @ value
     if name == "gated":
-        logits = torch.einsum("bhqd,hd->bhq", query, module.gate_weight)
+        logits = torch.einsum("bqd,hd->bhq", module.entered, module.gate_weight)
         out = out * torch.sigmoid(logits + module.gate_bias[:, None]).unsqueeze(-1)
     return out
+
+
+def note_input(module, args, kwargs):
+    module.entered = args[0] if args else kwargs["hidden_states"]
 
 
 def differentiate(model, ids, mask):
@@ -108,6 +113,8 @@ def test_model_computes_the_definition(kind, attention, monkeypatch):
     require_attention(model, attention)
     ids, mask = make_batch()
     found, gradients = differentiate(model, ids, mask)
+    for module in find_attentions(model):
+        module.register_forward_pre_hook(note_input, with_kwargs=True)
     monkeypatch.setattr(interface, "_attend", attend_as_defined)
     expected, references = differentiate(model, ids, mask)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -164,7 +171,7 @@ def test_round_trip(kind, attention, tmp_path):
 
 
 def test_setting_is_stored_and_used(tmp_path):
-    model = make("bert", "clipped", attention_gamma=-0.2)
+    model = make("bert", "clipped", attention_alpha=1.0)
     model.save_pretrained(tmp_path)
     again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     other = make("bert", "clipped")

@@ -48,8 +48,9 @@ def attach_parameters(model: Any, attention: str) -> None:
         A transformers model. Modules that have the parameters already keep them.
     attention
         One of ``frugalfm.attention.NAMES``. ``sink``: ``sink_logit`` per head, zero at first, which
-        is softmax1. ``gated``: ``gate_weight`` (heads, head_dim) and ``gate_bias`` (heads), zero
-        at first, so that every gate is half open.
+        is softmax1. ``gated``: ``gate_weight`` (heads, hidden_size) and ``gate_bias`` (heads),
+        zero at first, so that every gate is half open; they read the module's input, as in
+        Bondarenko et al. (arXiv 2306.12929, "all-heads linear").
 
     Raises
     ------
@@ -69,6 +70,8 @@ def attach_parameters(model: Any, attention: str) -> None:
         if hasattr(module, _PARAMETERS[attention][0]):
             continue
         heads, width = _measure_heads(module, model.config)
+        if attention == "gated":
+            module.register_forward_pre_hook(note_gate, with_kwargs=True)
         for name in _PARAMETERS[attention]:
             shape = (heads, width) if name == "gate_weight" else (heads,)
             # Beside the module's other weights; on no device while a checkpoint is being read.
@@ -76,6 +79,18 @@ def attach_parameters(model: Any, attention: str) -> None:
             dtype = near.dtype if near.is_floating_point() else None
             zeros = torch.zeros(shape, device=near.device, dtype=dtype)
             module.register_parameter(name, torch.nn.Parameter(zeros))
+
+
+def note_gate(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Leave the gates of one call on the module: an attention function gets no layer's input."""
+    import torch
+
+    hidden = args[0] if args else kwargs["hidden_states"]
+    # Not under autocast: a rounded gate would round the whole head.
+    with torch.autocast(hidden.device.type, enabled=False):
+        weight = module.gate_weight
+        logits = hidden.to(weight.dtype) @ weight.mT + module.gate_bias
+    module.gate_logits = logits.transpose(-1, -2)
 
 
 def require_attention(model: Any, name: str) -> None:
@@ -202,12 +217,10 @@ def _explain(model: Any, attention: str) -> str:
 
 
 def _measure_heads(module: Any, config: Any) -> tuple[int, int]:
-    """Find the number of heads and the size of one."""
+    """Find the number of heads and the width of what enters."""
     config = getattr(module, "config", config)
     heads = getattr(config, "num_attention_heads", None)
-    width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
-    if width is None and heads:
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width = getattr(config, "hidden_size", None)
     if not isinstance(heads, int) or not isinstance(width, int):
         raise InputError(f"{type(module).__name__}: cannot tell how many heads it has")
     return heads, width

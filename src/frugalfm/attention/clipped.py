@@ -9,6 +9,8 @@ piece again. Memory grows with the number of tokens, not with its square; time i
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from frugalfm.errors import InputError
 
-__all__ = ["GAMMA", "attend_clipped", "clipped_softmax"]
+__all__ = ["ALPHA", "attend_clipped", "clipped_softmax"]
 
-# The paper's at 128 tokens, where it is -4 / tokens.
-GAMMA = -0.03
+# γ = -α / keys (the paper's section 5.2, where α of 2 to 4 serves every length).
+ALPHA = 4.0
 
 # Scores held at a time, elements: 16 MB in fp32 on a CPU (its caches gain from small pieces),
 # 256 MB elsewhere.
@@ -27,7 +29,7 @@ _PIECE = {"cpu": 1 << 22}
 _PIECE_ELSEWHERE = 1 << 26
 
 
-def clipped_softmax(scores: Tensor, gamma: float = GAMMA) -> Tensor:
+def clipped_softmax(scores: Tensor, gamma: Tensor | float) -> Tensor:
     """Normalise the last dimension, stretch to [`gamma`, 1], and clip to [0, 1].
 
     Parameters
@@ -35,7 +37,7 @@ def clipped_softmax(scores: Tensor, gamma: float = GAMMA) -> Tensor:
     scores
         Logits of any shape; ``-inf`` masks. Every row needs a finite logit.
     gamma
-        At most 0; at 0 this is softmax.
+        At most 0, broadcastable to `scores`; at 0 this is softmax.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def attend_clipped(
     scale: float | None = None,
     dropout: float = 0.0,
     *,
-    gamma: float = GAMMA,
+    alpha: float = ALPHA,
 ) -> Tensor:
     """Attention with clipped softmax, piece by piece.
 
@@ -70,8 +72,9 @@ def attend_clipped(
         Multiplies the scores; ``head_dim ** -0.5`` when None.
     dropout
         Probability of dropping an attention weight, after clipping.
-    gamma
-        At most 0. A masked key's weight is exactly zero for any such value.
+    alpha
+        At least 0; γ is ``-alpha`` over the number of keys that a query may attend, so that pads
+        do not move the threshold. A masked key's weight is exactly zero for any such value.
 
     Returns
     -------
@@ -81,10 +84,10 @@ def attend_clipped(
     Raises
     ------
     InputError
-        `gamma` is positive, so that masked keys would be attended, or not above -1.
+        `alpha` is negative, so that masked keys would be attended, or not finite.
     """
-    if not -1 < gamma <= 0:
-        raise InputError(f"attention_gamma is {gamma}; it must be above -1 and at most 0")
+    if not 0 <= alpha < math.inf:
+        raise InputError(f"attention_alpha is {alpha}; it must be finite and at least 0")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     queries = query.shape[-2]
     limit = _PIECE.get(query.device.type, _PIECE_ELSEWHERE)
@@ -98,7 +101,7 @@ def attend_clipped(
         part = bias
         if bias is not None and bias.shape[-2] > 1:
             part = bias[..., start : start + rows, :]
-        arguments = (piece, key, value, part, scale, dropout, gamma)
+        arguments = (piece, key, value, part, scale, dropout, alpha)
         if learns:
             pieces.append(
                 checkpoint(
@@ -120,14 +123,18 @@ def _attend_piece(
     bias: Tensor | None,
     scale: float,
     dropout: float,
-    gamma: float,
+    alpha: float,
 ) -> Tensor:
     # Scores and probabilities in fp32: clipping a rounded probability would move the threshold.
     exact = query.dtype if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
         scores = (query.to(exact) * scale) @ key.to(exact).transpose(-1, -2)
         empty = None
+        gamma: Tensor | float = -alpha / key.shape[-2]
         if bias is not None:
+            bias = bias.expand(*bias.shape[:-1], key.shape[-2])
+            counts = (bias > -torch.inf).sum(-1, keepdim=True)
+            gamma = -alpha / counts.clamp_min(1).to(exact)
             empty = (bias == -torch.inf).all(-1, keepdim=True)
             # softmax of an empty row would be NaN, and so its gradient, even if masked later.
             scores = scores + bias.masked_fill(empty, 0.0)

@@ -85,6 +85,9 @@ def _make_forward(name: str) -> Callable[..., Any]:
         if bias is not None:
             bias = bias.to(query.dtype)
         dropout = dropout if module.training else 0.0
+        observe = module.__dict__.get("attention_observer")
+        if observe is not None:
+            observe(query, key, value, bias, scaling)
         out = _attend(name, module, (query, key, value, bias, scaling, dropout))
         return out.transpose(1, 2).contiguous(), None
 
@@ -94,21 +97,23 @@ def _make_forward(name: str) -> Callable[..., Any]:
 def _attend(name: str, module: Any, arguments: tuple[Any, ...]) -> Any:
     """Call a kernel, with what it learns or is set to."""
     from frugalfm.attention import clipped, kernels
+    from frugalfm.attention.strength import get_strength, weaken_sink
 
-    if name == "softmax":
+    strength = get_strength(module)
+    if name == "softmax" or (strength == 0 and name != "gated"):
         return kernels.attend_softmax(*arguments)
-    if name == "softmax1":
+    if name == "softmax1" and strength == 1:
         return kernels.attend_softmax1(*arguments)
     if name == "clipped":
-        gamma = getattr(getattr(module, "config", None), "attention_gamma", clipped.GAMMA)
-        return clipped.attend_clipped(*arguments, gamma=gamma)
+        alpha = getattr(getattr(module, "config", None), "attention_alpha", clipped.ALPHA)
+        return clipped.attend_clipped(*arguments, alpha=strength * alpha)
     try:
-        if name == "sink":
-            return kernels.attend_sink(*arguments, sink=module.sink_logit)
-        return kernels.attend_gated(
-            *arguments, gate_weight=module.gate_weight, gate_bias=module.gate_bias
-        )
-    except AttributeError as error:
+        if name in {"softmax1", "sink"}:
+            learned = module.sink_logit if name == "sink" else None
+            sink = weaken_sink(learned, arguments[0], strength)
+            return kernels.attend_sink(*arguments, sink=sink)
+        return kernels.attend_gated(*arguments, gate=module.__dict__.pop("gate_logits"))
+    except (AttributeError, KeyError) as error:
         raise InputError(
             f"{type(module).__name__} lacks the parameters of attention {name!r} ({error}); make "
             "the model with this attention in its config"

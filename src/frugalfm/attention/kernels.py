@@ -123,35 +123,24 @@ def attend_gated(
     scale: float | None = None,
     dropout: float = 0.0,
     *,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
+    gate: Tensor,
 ) -> Tensor:
-    """Ordinary attention, every head's output times a sigmoid that its query decides.
+    """Ordinary attention, the output of every head and query times a sigmoid.
 
     Parameters
     ----------
     query, key, value, bias, scale, dropout
         As in :func:`attend_softmax1`.
-    gate_weight, gate_bias
-        Shapes ``(heads, head_dim)`` and ``(heads,)``: one linear function of the query vector
-        per head, before the sigmoid.
+    gate
+        Before the sigmoid; shape ``(batch, heads, queries)``.
 
     Returns
     -------
     Tensor
         Shape of `query`.
-
-    Notes
-    -----
-    Bondarenko et al. compute the gate from the layer's input; the query is a linear function of
-    it and is what reaches an attention function. Where a model rotates its queries (RoPE), the
-    gate sees them rotated.
     """
     out = attend_softmax(query, key, value, bias, scale, dropout)
-    exact = query.dtype if query.dtype == torch.float64 else torch.float32
-    weight = gate_weight.to(query.dtype)[None, :, :, None]
-    logits = (query @ weight).to(exact) + gate_bias.to(exact)[:, None, None]
-    return out * torch.sigmoid(logits).to(out.dtype)
+    return out * torch.sigmoid(gate).unsqueeze(-1).to(out.dtype)
 
 
 def _attend(

@@ -1,0 +1,205 @@
+"""The outlier benchmark runs end to end, continues, and judges by the numbers."""
+
+import copy
+import json
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
+
+from benchmarks.outliers import page, running  # noqa: E402
+from benchmarks.outliers.__main__ import UNFINISHED, main  # noqa: E402
+from benchmarks.outliers.recipe import load_recipe  # noqa: E402
+from benchmarks.outliers.results import collect, summarise  # noqa: E402
+from dnabert2_oracle import make_dna_tokenizer  # noqa: E402
+
+from frugalfm.errors import InputError  # noqa: E402
+
+RECIPES = sorted((ROOT / "recipes/outliers").glob("*.toml"))
+TINY = """
+title = "tiny"
+seeds = [0, 1]
+[pool]
+sequences = 30
+validation = 10
+window = 80
+[model]
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 16
+[train]
+steps = 2
+batch_tokens = 512
+[convert]
+steps = 2
+batch_tokens = 512
+[measure]
+bits = [8]
+sequences = 10
+[[arm]]
+name = "vanilla"
+[[arm]]
+name = "Muon"
+against = "vanilla"
+optimizer = "muon"
+[[arm]]
+name = "GERM-T"
+against = "vanilla"
+converts = "vanilla"
+attention = "softmax1"
+"""
+
+
+@pytest.fixture
+def setting(tmp_path):
+    random = np.random.default_rng(0)
+    texts = ("".join(random.choice(list("ACGT"), 100)) for _ in range(50))
+    (tmp_path / "pool.fasta").write_text("".join(f">s{i}\n{t}\n" for i, t in enumerate(texts)))
+    make_dna_tokenizer().save_pretrained(tmp_path / "words")
+    (tmp_path / "words/config.json").write_text('{"model_type": "dnabert2"}')
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+def call(setting, *more):
+    words = [setting / "tiny.toml", "--data", setting / "pool.fasta", "--tokenizer"]
+    words += [setting / "words", "--out", setting / "run", "--device", "cpu", *more]
+    return main([str(word) for word in words])
+
+
+def test_end_to_end_and_continued(setting, monkeypatch, capsys):
+    pretrain = running.frugalfm.pretrain
+    calls = []
+
+    def stop(*args, **options):
+        calls.append(options["out"].name)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGALRM)
+        return pretrain(*args, **options)
+
+    monkeypatch.setattr(running.frugalfm, "pretrain", stop, raising=False)
+    assert call(setting, "--stop-after-minutes", "10") == UNFINISHED
+    assert calls == ["vanilla-0", "muon-0"]
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    monkeypatch.setattr(running.frugalfm, "pretrain", pretrain, raising=False)
+    assert call(setting) == 0
+    first = capsys.readouterr().out
+    assert "GERM-T against vanilla: " in first
+    content = json.loads((setting / "run/results.json").read_text())
+    assert [arm["name"] for arm in content["arms"]] == ["vanilla", "Muon", "GERM-T"]
+    assert pq.read_table(setting / "run/results.parquet").num_rows == 6
+    losses = [row["loss"] for row in content["rows"] if row["arm"] == "Muon"]
+    assert content["arms"][1]["values"]["loss"]["mean"] == pytest.approx(np.mean(losses))
+    germ = next(row for row in content["rows"] if row["arm"] == "GERM-T")
+    vanilla = next(row for row in content["rows"] if row["arm"] == "vanilla")
+    assert germ["start_loss"] == pytest.approx(vanilla["loss"], abs=1e-4)
+    assert call(setting) == 0  # Nothing is done twice.
+    assert "already pretrained" in capsys.readouterr().out
+
+    results = setting / "run/results.json"
+    assert page.main([str(setting / "docs"), f"tiny={results}"]) == 0
+    text = (setting / "docs/outliers.md").read_text()
+    assert "## tiny" in text
+    assert "outliers-tiny.png" in text
+    assert (setting / "docs/outliers-tiny.png").stat().st_size > 1000
+
+
+def make_rows(arm, losses, kurtosis, norms):
+    return [
+        {
+            "arm": arm, "seed": seed, "loss": loss, "seconds": 1.0, "parameters": 1, "null": None,
+            "start_loss": None, "before_loss": None, "avg_kurtosis": 3.0 + excess,
+            "avg_kurtosis_gaussian": 3.0, "avg_kurtosis_excess": excess,
+            "max_inf_norm": 3.4 + norm, "max_inf_norm_gaussian": 3.4,
+            "max_inf_norm_layer_norm": 3.4 + norm, "max_inf_norm_layer_norm_gaussian": 3.4,
+            "max_abs": 9.0, "increase": {"W4A4 fine": 0.1 * excess},
+        }
+        for seed, (loss, excess, norm) in enumerate(zip(losses, kurtosis, norms, strict=True))
+    ]  # fmt: skip
+
+
+def judge(setting, losses, kurtosis, norms, control=(1.0, 2.0)):
+    recipe = load_recipe(setting / "tiny.toml")
+    rows = make_rows("vanilla", [5.0, 5.2], control, [2.0, 4.0])
+    for name in ("Muon", "GERM-T"):
+        rows += make_rows(name, losses, kurtosis, norms)
+    return collect(recipe, rows)["arms"][1]
+
+
+def test_verdicts_follow_the_numbers(setting):
+    found = judge(setting, [4.9, 5.2], [0.05, 0.1], [0.2, 0.4])
+    assert found["verdict"]["reached"] is True
+    assert "down by 95%" in found["verdict"]["words"]
+    assert "down by 90%" in found["verdict"]["words"]
+    assert found["change"]["kurtosis"]["gone"]["mean"] == pytest.approx(0.95)
+    assert found["change"]["loss"]["mean"] == pytest.approx(-0.05)
+    # One of the three at a time.
+    assert judge(setting, [5.02, 5.19], [0.05, 0.1], [0.2, 0.4])["verdict"]["reached"] is True
+    assert judge(setting, [5.1, 5.3], [0.05, 0.1], [0.2, 0.4])["verdict"]["reached"] is False
+    assert judge(setting, [4.9, 5.2], [0.1, 0.2], [0.2, 0.4])["verdict"]["reached"] is False
+    assert judge(setting, [4.9, 5.2], [0.05, 0.1], [1.0, 1.0])["verdict"]["reached"] is False
+    worse = judge(setting, [4.9, 5.2], [2.0, 4.0], [2.0, 4.0])["verdict"]
+    assert "up by 100%" in worse["words"]
+    below = judge(setting, [4.9, 5.2], [-0.2, -0.1], [0.2, 0.4])["verdict"]
+    assert "down to below Gaussian" in below["words"]
+    assert below["reached"] is True
+    nothing = judge(setting, [4.9, 5.2], [0.0, 0.0], [0.2, 0.4], control=(-0.2, 0.1))["verdict"]
+    assert nothing["reached"] is None
+    assert "nothing to remove" in nothing["words"]
+
+
+def test_interval_is_students():
+    values = np.random.default_rng(1).normal(2, 0.3, 4)
+    found = summarise(list(values))
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    assert summarise([2.0]) == {"mean": 2.0, "low": None, "high": None}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_sound(path):
+    """Arms that are compared differ in what they are named for, and take as many steps."""
+    recipe = load_recipe(path)
+    known = {arm.name: arm for arm in recipe.arms}
+    assert len({arm.slug for arm in recipe.arms}) == len(recipe.arms)
+    assert len(recipe.seeds) >= 3
+    for arm in recipe.arms:
+        if arm.against is not None:
+            control = known[arm.against]
+            assert arm.converts == control.converts
+            assert (arm.attention, arm.optimizer, arm.change) != (
+                control.attention,
+                control.optimizer,
+                control.change,
+            )
+            assert "steps" not in arm.change
+
+
+def test_bad_recipes_are_refused(tmp_path):
+    path = tmp_path / "x.toml"
+    for change, words in (
+        (("softmax1", "sparsemax"), "unknown attention"),
+        (('against = "vanilla"', 'against = "GERM-T"'), "needs 'GERM-T' before it"),
+        (('name = "Muon"', 'name = "vanilla"'), "two arms"),
+        (("seeds = [0, 1]", "seeds = []"), "no seeds"),
+        (('title = "tiny"', ""), "no recipe"),
+        (("[pool]", "[pol]"), "no recipe"),
+    ):
+        path.write_text(copy.copy(TINY).replace(*change))
+        with pytest.raises(InputError, match=words):
+            load_recipe(path)
+    path.write_text(TINY)
+    assert load_recipe(path, ["train.steps=7", "seeds=[3]"]).train["steps"] == 7
+
+
+def test_a_pool_that_is_too_small_is_refused(setting, capsys):
+    assert call(setting, "--set", "pool.sequences=1000") == 2
+    assert "holds 50 sequences, the recipe wants 1010" in capsys.readouterr().err
