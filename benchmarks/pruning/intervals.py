@@ -1,0 +1,201 @@
+"""Intervals and tests over seeds and test sequences.
+
+A measured value varies for two reasons: other seeds give other coresets, weights and batches, and
+another test set would hold other sequences. With `n` seeds on one test set, the variance of their
+mean is taken as ``s^2 / n`` of the seeds plus that of the mean when test sequences are drawn
+again (bootstrap; the same draws for every arm and seed, so that differences are paired). The
+degrees of freedom of the sum are Welch-Satterthwaite's (1946), with those of the bootstrap
+infinite: with no spread of the test set this is Student's interval, with no spread of the seeds
+the normal one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["Interval", "Sample", "bootstrap", "compare", "summarise"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds, its interval, and whether it is zero.
+
+    Attributes
+    ----------
+    value, low, high
+        The mean and the ends of its interval.
+    p
+        Two-sided, of a mean of zero.
+    seeds
+        How many there are.
+    se_seeds, se_test
+        Standard errors due to seeds and due to the sequences of the test set.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    se_seeds: float
+    se_test: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """Fit for JSON: NaN becomes None."""
+        return {key: None if value != value else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One arm's values of a metric.
+
+    Attributes
+    ----------
+    values
+        One for each seed, shape ``(seeds,)``.
+    drawn
+        The same on resampled test sequences, shape ``(seeds, resamples)``; the resamples are the
+        same for all seeds and arms.
+    """
+
+    values: np.ndarray
+    drawn: np.ndarray
+
+
+def summarise(sample: Sample, level: float = 0.95) -> Interval:
+    """Mean over the seeds; with a single seed, the interval is that of the test set alone."""
+    n = len(sample.values)
+    value = float(np.mean(sample.values))
+    of_seeds = float(np.std(sample.values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    means = sample.drawn.mean(0)
+    of_test = float(np.nanstd(means, ddof=1)) if means.size > 1 else 0.0
+    error = float(np.hypot(of_seeds, of_test))
+    if error == 0 or np.isnan(error):
+        p = np.nan if value == 0 or np.isnan(error) else 0.0
+        return Interval(value, value, value, p, n, of_seeds, of_test)
+    freedom = (n - 1) * (error / of_seeds) ** 4 if of_seeds > 0 else np.inf
+    spread = error * float(stats.t.ppf((1 + level) / 2, freedom))
+    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
+    return Interval(value, value - spread, value + spread, p, n, of_seeds, of_test)
+
+
+def compare(a: Sample, b: Sample, level: float = 0.95) -> Interval:
+    """Mean of `a - b`, paired by seed and by resample of the test set."""
+    return summarise(Sample(a.values - b.values, a.drawn - b.drawn), level)
+
+
+def bootstrap(
+    kind: str,
+    metric: str,
+    true: list[np.ndarray] | np.ndarray,
+    predicted: list[list[np.ndarray]] | list[np.ndarray],
+    members: np.ndarray | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Sample]:
+    """Values of a metric, and those on the same resampled test sequences, for several models.
+
+    Parameters
+    ----------
+    kind
+        ``"classes"``, ``"numbers"``, or ``"means"`` of values measured one by one.
+    metric
+        ``"accuracy"`` or ``"macro_f1"`` of classes, ``"spearman"`` of numbers, any name of means.
+    true
+        One array of class numbers for each test sequence (one element each, or one a residue);
+        or one array of numbers, one a sequence. Means need no truth.
+    predicted
+        The same for each model; of means the values, NaN where there is none.
+    members
+        Where rows are pairs of sequences, the numbers of the two, shape ``(rows, 2)``: sequences
+        are drawn, and a pair counts as often as the product of its two.
+    resamples, seed
+        Of the bootstrap over test sequences.
+
+    Returns
+    -------
+    list of Sample
+        One for each model, with a single value and ``(1, resamples)`` draws.
+    """
+    n = len(true)
+    counts = _draw_counts(n, resamples, seed, members)
+    if kind == "means":
+        found = [_mean(np.asarray(one, float), counts) for one in predicted]
+    elif kind == "numbers":
+        evaluate = _spearman_of(np.asarray(true, float))
+        found = [evaluate(np.asarray(one, float), counts) for one in predicted]
+    else:
+        of = _accuracy if metric == "accuracy" else _macro_f1
+        classes = 1 + int(max(part.max() for part in true))
+        classes = max(classes, 1 + max(int(part.max()) for one in predicted for part in one))
+        found = [
+            of(_count_cells(list(true), list(one), classes), counts, classes) for one in predicted
+        ]
+    return [Sample(values[:1], values[None, 1:]) for values in found]
+
+
+def _draw_counts(n: int, resamples: int, seed: int, members: np.ndarray | None) -> np.ndarray:
+    """How often each row is drawn, shape ``(1 + resamples, n)``; once each at first."""
+    random = np.random.default_rng(seed)
+    units = n if members is None else 1 + int(members.max())
+    counts = np.ones((1 + resamples, n), np.int64)
+    for row in counts[1:]:
+        drawn = np.bincount(random.integers(units, size=units), minlength=units)
+        if members is None:
+            row[:] = drawn
+        else:
+            a, b = members.T
+            row[:] = np.where(a == b, drawn[a], drawn[a] * drawn[b])
+    return counts
+
+
+def _mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(values)
+    return np.asarray((counts[:, known] @ values[known]) / counts[:, known].sum(1))
+
+
+def _count_cells(true: list[np.ndarray], predicted: list[np.ndarray], classes: int) -> np.ndarray:
+    """Confusion counts of each sequence, shape ``(n, classes^2)``."""
+    rows = np.repeat(np.arange(len(true)), [len(part) for part in true])
+    cells = np.concatenate(true) * classes + np.concatenate(predicted)
+    flat = np.bincount(rows * classes**2 + cells, minlength=len(true) * classes**2)
+    return flat.reshape(len(true), classes**2)
+
+
+def _accuracy(cells: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+    right = cells[:, :: classes + 1].sum(1)
+    return np.asarray((counts @ right) / (counts @ cells.sum(1)))
+
+
+def _macro_f1(cells: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+    confusion = (counts.astype(np.float64) @ cells).reshape(-1, classes, classes)
+    hits = np.einsum("bii->bi", confusion)
+    occurring = confusion.sum(1) + confusion.sum(2)
+    f1 = np.divide(2 * hits, occurring, out=np.zeros_like(hits), where=occurring > 0)
+    return np.asarray(f1.sum(1) / (occurring > 0).sum(1))
+
+
+def _spearman_of(true: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Rank correlation with `true` on resamples; the ranks of `true` are found once."""
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def evaluate(predicted: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        if not kept:
+            drawn = [np.repeat(np.arange(len(true)), row) for row in counts]
+            kept.extend((rows, _standardise(stats.rankdata(true[rows]))) for rows in drawn)
+        return np.array(
+            [np.mean(y * _standardise(stats.rankdata(predicted[rows]))) for rows, y in kept]
+        )
+
+    return evaluate
+
+
+def _standardise(ranks: np.ndarray) -> np.ndarray:
+    """Subtract the mean and divide by the spread; NaN for constants."""
+    spread = ranks.std()
+    return np.asarray((ranks - ranks.mean()) / (spread if spread > 0 else np.nan))
