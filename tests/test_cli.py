@@ -128,7 +128,8 @@ def test_a_bug_is_reported_as_one(monkeypatch, capsys):
 
 ORDER = [
     "errors", "artifacts", "progress", "sequences", "coreset", "tokens", "attention", "encoders",
-    "tasks", "probing", "training", "influence", "quantization", "reporting", "verbs", "cli",
+    "tasks", "probing", "training", "influence", "quantization", "suites", "reporting", "verbs",
+    "cli",
 ]  # fmt: skip
 
 
