@@ -1,16 +1,19 @@
 """What each attention costs beside torch's own attention with softmax, in the same layout.
 
-    OMP_NUM_THREADS=1 python benchmarks/attention.py --json attention.json
+    OMP_NUM_THREADS=1 python benchmarks/attention.py --json attention.json --markdown attention.md
 
 Queries, keys and values come as a model makes them, (batch, tokens, heads, head size) seen as
-(batch, heads, tokens, head size), and the output goes back to (batch, tokens, width). Contenders
-take turns; numbers are medians of milliseconds and ratios of medians. With --bias every contender
-gets the same ALiBi and padding. On CUDA, "own lse" is the form that FRUGALFM_FUSED_CUDA=1 turns on.
+(batch, heads, tokens, head size), and the output goes back to (batch, tokens, width). Layouts are
+lengths, dtypes, and with or without a bias, which is ALiBi and padding, the same for every
+contender. They take turns; numbers are medians of milliseconds and ratios of medians. On CUDA,
+"own lse" is the form that FRUGALFM_FUSED_CUDA=1 turns on. A peer that is installed elsewhere
+(pip install --no-deps --target DIR hf-attention-normalizers) is found with PYTHONPATH=DIR.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -35,7 +38,11 @@ from frugalfm.attention.kernels import (
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 BASE = "softmax (torch SDPA)"
+PEER = "hf-attention-normalizers"
 GOAL = 1.05
+LENGTHS = (128, 512, 1024, 4096)
+DTYPES = ("float32", "bfloat16")
+Rows = dict[str, dict[str, float | str]]
 
 
 def attend_eagerly(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,7 +75,11 @@ def list_contenders(heads: int, width: int, device: torch.device) -> dict[str, A
         "softmax1": attend_softmax1,
         "sink": attend_with_sink,
         "gated": lambda q, k, v, bias: attend_gated(
-            q, k, v, bias, gate_weight=weight, gate_bias=offset
+            q,
+            k,
+            v,
+            bias,
+            gate=torch.einsum("bhqd,hd->bhq", q.to(weight.dtype), weight) + offset[:, None],
         ),
         "clipped": attend_clipped,
         "softmax1, zero key": attend_by_zero_key,
@@ -106,21 +117,20 @@ def add_peer(contenders: dict[str, Attend]) -> str:
         )[0]
         return out.transpose(1, 2)
 
-    contenders["hf-attention-normalizers"] = attend
+    contenders[PEER] = attend
     return "measured as softmax1_sdpa"
 
 
 def make_inputs(
-    options: argparse.Namespace, length: int, device: torch.device
+    options: argparse.Namespace, length: int, dtype: torch.dtype, *, biased: bool
 ) -> tuple[list[Tensor], Tensor | None]:
-    batch = max(1, options.tokens // length)
-    dtype = getattr(torch, options.dtype)
+    batch, device = max(1, options.tokens // length), torch.device(options.device)
     torch.manual_seed(0)
     shape = (batch, length, options.heads, options.head_size)
     tensors = [torch.randn(shape, device=device).to(dtype) for _ in range(4)]
     for tensor in tensors[:3]:
         tensor.requires_grad_()
-    if not options.bias:
+    if not biased:
         return tensors, None
     places = torch.arange(length, device=device)
     slopes = 2.0 ** -torch.linspace(0.5, 8, options.heads, device=device)
@@ -154,7 +164,7 @@ def measure(
     tensors: list[Tensor],
     bias: Tensor | None,
     options: argparse.Namespace,
-) -> dict[str, dict[str, float | str]]:
+) -> Rows:
     """Let all take turns until the time is up, five rounds at least after one to warm up."""
     times: dict[tuple[str, bool], list[float]] = {}
     failed: dict[str, str] = {}
@@ -172,7 +182,7 @@ def measure(
                 if rounds:
                     times.setdefault((name, backward), []).append(taken)
         rounds += 1
-    rows: dict[str, dict[str, float | str]] = {}
+    rows: Rows = {}
     for name in contenders:
         if name in failed:
             rows[name] = {"failed": failed[name]}
@@ -185,49 +195,67 @@ def measure(
     return rows
 
 
-def show(rows: dict[str, dict[str, float | str]]) -> None:
+def show(title: str, rows: Rows) -> None:
+    print(f"\n{title:40}forward ms        forward+backward ms")
     for name, row in rows.items():
         if "failed" in row:
-            print(f"  {name:26} failed: {row['failed']}")
+            print(f"  {name:37} failed: {row['failed']}")
             continue
         print(
-            f"  {name:26} {row['forward_ms']:9.2f} {row['forward_ratio']:6.2f}x"
-            f" {row['both_ms']:9.2f} {row['both_ratio']:6.2f}x"
+            f"  {name:37} {row['forward_ms']:9.2f} {row['forward_ratio']:6.2f}x"
+            f" {row['both_ms']:9.2f} {row['both_ratio']:6.2f}x",
+            flush=True,
         )
+
+
+def tabulate(where: str, results: dict[str, Rows]) -> str:
+    """One row per contender, one column per layout: forward and backward beside the base."""
+    lines = [f"| {where} | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
+    for name in next(iter(results.values())):
+        cells = []
+        for rows in results.values():
+            row = rows[name]
+            cells.append("failed" if "failed" in row else f"{row['both_ratio']:.2f}x")
+            if name == BASE and "failed" not in row:
+                cells[-1] = f"{row['both_ms']:.1f} ms"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    reasons = {
+        f"{n}: {r['failed']}" for rows in results.values() for n, r in rows.items() if "failed" in r
+    }
+    return "\n".join([*lines, "", *sorted(reasons)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--tokens", type=int, help="tokens of a batch")
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--head-size", type=int, default=64)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
-    parser.add_argument("--bias", action="store_true", help="with ALiBi and padding")
-    parser.add_argument("--seconds", type=float, default=10, help="per length, at least 5 rounds")
+    parser.add_argument("--dtypes", choices=DTYPES, nargs="+")
+    parser.add_argument("--bias", choices=["with", "without", "both"], default="both")
+    parser.add_argument("--seconds", type=float, default=10, help="a layout, at least 5 rounds")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
-    options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
-    options.tokens = options.tokens or (32_768 if on_gpu else 2_048)
-    lengths = options.lengths or ([128, 512, 1024, 4096] if on_gpu else [128, 512, 1024])
+    options.dtypes = options.dtypes or (DTYPES[1:] if on_gpu else DTYPES)
+    options.tokens = options.tokens or (65_536 if on_gpu else 2_048)
+    kinds = {"with": [True], "without": [False], "both": [False, True]}[options.bias]
 
     contenders = list_contenders(options.heads, options.head_size, device)
     peer = add_peer(contenders)
-    kind = "ALiBi and padding" if options.bias else "no bias"
     where = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} thr."
-    print(f"{where}, {options.dtype}, {options.heads} x {options.head_size}, {kind}")
-    print(f"hf-attention-normalizers: {peer}")
-    results: dict[int, dict[str, dict[str, float | str]]] = {}
-    for length in lengths:
-        tensors, bias = make_inputs(options, length, device)
-        results[length] = measure(contenders, tensors, bias, options)
-        title = f"{length} tokens x {tensors[0].shape[0]}"
-        print(f"\n{title:29}forward ms        forward+backward ms")
-        show(results[length])
+    print(f"{where}, {options.heads} x {options.head_size}\n{PEER}: {peer}")
+    results: dict[str, Rows] = {}
+    for biased, dtype, length in itertools.product(kinds, options.dtypes, options.lengths):
+        tensors, bias = make_inputs(options, length, getattr(torch, dtype), biased=biased)
+        layout = f"{dtype} {length} x {tensors[0].shape[0]}{' ALiBi' if biased else ''}"
+        results[layout] = measure(contenders, tensors, bias, options)
+        results[layout].setdefault(PEER, {"failed": peer})
+        show(layout, results[layout])
     print()
     for name in ("softmax1", "softmax1, own lse"):
         ratios = [rows[name].get("both_ratio") for rows in results.values() if name in rows]
@@ -241,7 +269,9 @@ def main() -> None:
             "options": {key: str(value) for key, value in vars(options).items()},
             "results": results,
         }
-        options.json.write_text(json.dumps(record, indent=1))
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(tabulate(where, results) + "\n")
 
 
 if __name__ == "__main__":

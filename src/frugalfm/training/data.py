@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,40 +15,53 @@ from transformers import PreTrainedTokenizerBase
 
 from frugalfm.errors import InputError
 from frugalfm.sequences.shards import Shards
-from frugalfm.tokens.batches import plan_by_length, plan_epoch
+from frugalfm.tokens.batches import SPECIALS, plan_by_length, plan_epoch
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.masking import IGNORED, mask_randomly
+from frugalfm.tokens.packing import place_tokens, plan_packs
 from frugalfm.tokens.store import Tokens, TokenStore
 
-__all__ = ["Batch", "TrainingData", "check_fits", "make_batch", "prepare_data"]
+__all__ = ["Batch", "TrainingData", "check_fits", "make_batch", "make_packed_batch", "prepare_data"]
 
 _VALIDATION_SEED = 20_251_212  # Its own stream: validation masks are the same for every run.
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One padded batch for masked-language modelling.
+    """One padded or packed batch for masked-language modelling.
 
     Attributes
     ----------
     input_ids, attention_mask, labels
-        int64, shape ``(batch, width)``; labels are -100 but at targets.
+        int64, shape ``(batch, width)``; labels are -100 but at targets. Of a packed batch the
+        mask numbers the sequences of each row, as :func:`frugalfm.encoders.packed.run_packed`
+        reads it.
     residues
         Residues in the batch, pads and special tokens not counted.
+    packed
+        Whether sequences share rows.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     residues: int
+    packed: bool = False
 
     def to(self, device: torch.device) -> Batch:
         """Move all tensors."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.residues,
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """Move all tensors to memory that a GPU copies from while it computes."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            input_ids=function(self.input_ids),
+            attention_mask=function(self.attention_mask),
+            labels=function(self.labels),
         )
 
 
@@ -62,6 +76,38 @@ def make_batch(
         torch.from_numpy((ids != codec.pad_id).astype(np.int64)),
         torch.from_numpy(labels),
         int(lengths.sum()),
+    )
+
+
+def make_packed_batch(
+    store: Tokens,
+    packs: list[np.ndarray],
+    width: int,
+    codec: Codec,
+    *,
+    seed: int,
+    epoch: int,
+    rate: float = 0.15,
+) -> Batch:
+    """Mask some rows just as :func:`make_batch` does, and let those of a pack share a row."""
+    rows = np.concatenate(packs)
+    ids, lengths = codec.collate([store[row] for row in rows])
+    masked, labels = mask_randomly(ids, lengths, rows, codec, seed=seed, epoch=epoch, rate=rate)
+    sizes = lengths + SPECIALS
+    places, segments = place_tokens(packs, sizes, width)
+    tokens = np.arange(ids.shape[1]) < sizes[:, None]
+
+    def lay(values: np.ndarray, elsewhere: int) -> Tensor:
+        laid = np.full(segments.size, elsewhere, np.int64)
+        laid[places] = values[tokens]
+        return torch.from_numpy(laid.reshape(segments.shape))
+
+    return Batch(
+        lay(masked, codec.pad_id),
+        torch.from_numpy(segments),
+        lay(labels, IGNORED),
+        int(lengths.sum()),
+        packed=True,
     )
 
 
@@ -159,6 +205,38 @@ class TrainingData:
         lengths = self.store.lengths[self.rows]
         plan = plan_epoch(lengths, batch_tokens, seed=seed, epoch=epoch)
         return [self.rows[batch] for batch in plan]
+
+    def plan_batches(
+        self, batch_tokens: int, pack: int | None = None, *, seed: int, epoch: int
+    ) -> list[Callable[[], Batch]]:
+        """All training batches of one epoch, each made when it is called.
+
+        Parameters
+        ----------
+        batch_tokens
+            Tokens of a batch, pads included.
+        pack
+            Tokens of a row that sequences share; None for a padded row each.
+        seed, epoch
+            Determine batches and masks.
+        """
+        order = {"seed": seed, "epoch": epoch}
+        if pack is None:
+            plan = self.plan(batch_tokens, **order)
+            return [partial(make_batch, self.store, rows, self.codec, **order) for rows in plan]
+        lengths = self.store.lengths[self.rows]
+        packed = plan_packs(lengths, batch_tokens, pack, **order)
+        return [
+            partial(
+                make_packed_batch,
+                self.store,
+                [self.rows[rows] for rows in packs],
+                pack,
+                self.codec,
+                **order,
+            )
+            for packs in packed
+        ]
 
     def validation_batches(self, batch_tokens: int) -> Iterator[Batch]:
         """All held-out rows, masked the same way at every call."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frugalfm.artifacts import write_atomically
+from frugalfm.encoders.anatomy import describe_encoder
 from frugalfm.encoders.devices import Precision, autocast, limit_batch
+from frugalfm.encoders.packed import run_packed
 from frugalfm.errors import FrugalError
 from frugalfm.progress import progress
 from frugalfm.tokens.masking import IGNORED
-from frugalfm.training.data import Batch, TrainingData, make_batch
+from frugalfm.training.ahead import look_ahead
+from frugalfm.training.data import Batch, TrainingData
 from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate, update
 from frugalfm.training.resume import load_state, save_state
 
@@ -35,7 +39,7 @@ class Recipe:
     steps
         Optimizer steps.
     batch_tokens
-        Padded tokens of a batch, at most.
+        Tokens of a batch, pads included, at most.
     optimizer, learning_rate, weight_decay, warmup
         As in :mod:`frugalfm.training.optimizers`; the learning rate is the peak's.
     clip
@@ -44,6 +48,10 @@ class Recipe:
         Determines batches, masks and dropout.
     precision
         ``bf16`` runs the forward pass under autocast; weights stay fp32.
+    pack
+        Tokens of a row that several sequences share; None for a padded row each.
+    compiled
+        Whether torch compiles the layers: faster on a GPU, and rounded otherwise.
     save_every, validate_every, log_every
         Steps between saved states, validations and log lines.
     """
@@ -57,6 +65,8 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
     precision: Precision = "fp32"
+    pack: int | None = None
+    compiled: bool = False
     save_every: int = 500
     validate_every: int = 500
     log_every: int = 10
@@ -66,16 +76,22 @@ class Recipe:
         settings = asdict(self)
         for name in ("save_every", "validate_every", "log_every"):
             del settings[name]
+        # Unused, they stay out: earlier versions did not have them.
+        for name in ("pack", "compiled"):
+            if not settings[name]:
+                del settings[name]
         return settings
 
     def fix_steps(self, data: TrainingData, epochs: int | None) -> Recipe:
         """Turn a number of epochs, if given, into steps."""
         if epochs is None:
             return self
-        plans = (
-            data.plan(self.batch_tokens, seed=self.seed, epoch=epoch) for epoch in range(epochs)
-        )
-        return replace(self, steps=sum(map(len, plans)))
+        counts = (len(self.plan(data, epoch)) for epoch in range(epochs))
+        return replace(self, steps=sum(counts))
+
+    def plan(self, data: TrainingData, epoch: int) -> list[Callable[[], Batch]]:
+        """All batches of one epoch, each made when it is called."""
+        return data.plan_batches(self.batch_tokens, self.pack, seed=self.seed, epoch=epoch)
 
 
 def train(
@@ -87,6 +103,7 @@ def train(
     state: Path,
     device: torch.device,
     label: str = "pretrain",
+    before_step: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Train in place, resuming from `state` if a killed run left something there.
 
@@ -104,6 +121,9 @@ def train(
         Where to compute.
     label
         Shown beside the progress bar.
+    before_step
+        Called with the number of every step about to be taken, from 0; what it does to the model
+        is to depend on that number alone, so that a resumed run does the same.
 
     Returns
     -------
@@ -123,12 +143,21 @@ def train(
         weight_decay=recipe.weight_decay,
     )
     done = load_state(state, model, optimizers)
+    if recipe.compiled:
+        # One by one: layers are alike, so that the first one's code serves all.
+        for block in describe_encoder(model).blocks:
+            model.get_submodule(block.name).compile()
     log = _Log(folder / "log.jsonl", done)
     bar = progress(total=recipe.steps, initial=done, desc=label, unit="step")
     started = time.perf_counter()
     losses: list[Tensor] = []
     model.train()
-    for step, epoch, batch in _iterate(data, recipe, done):
+    batches = _iterate(data, recipe, done)
+    if device.type == "cuda":
+        batches = look_ahead((step, epoch, batch.pin()) for step, epoch, batch in batches)
+    for step, epoch, batch in batches:
+        if before_step is not None:
+            before_step(step)
         factor = scale_learning_rate(step, recipe.steps, recipe.warmup)
         loss = _take_step(model, optimizers, batch.to(device), recipe, factor, step)
         last = step + 1 == recipe.steps
@@ -181,14 +210,9 @@ def _iterate(data: TrainingData, recipe: Recipe, done: int) -> Iterator[tuple[in
     """Yield (step, epoch, batch) from step `done` on, as if all before had been yielded."""
     step = epoch = 0
     while step < recipe.steps:
-        plan = data.plan(recipe.batch_tokens, seed=recipe.seed, epoch=epoch)
-        for rows in plan[: recipe.steps - step]:
+        for make in recipe.plan(data, epoch)[: recipe.steps - step]:
             if step >= done:
-                yield (
-                    step,
-                    epoch,
-                    make_batch(data.store, rows, data.codec, seed=recipe.seed, epoch=epoch),
-                )
+                yield step, epoch, make()
             step += 1
         epoch += 1
 
@@ -212,7 +236,8 @@ def _take_step(
 
 
 def _forward(model: nn.Module, batch: Batch) -> Tensor:
-    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    with run_packed(model) if batch.packed else nullcontext():
+        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     logits: Tensor = out.logits
     return logits
 

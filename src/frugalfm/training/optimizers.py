@@ -62,7 +62,11 @@ def make_optimizers(
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = []
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas))
+        # One kernel for all of an update, where launching kernels is what takes the time.
+        on_gpu = all(p.device.type == "cuda" for p in (*matrices, *rest))
+        optimizers.append(
+            torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=on_gpu or None)
+        )
     if inner:
         optimizers.append(
             torch.optim.Muon(
