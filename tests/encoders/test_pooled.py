@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from architectures import make_mlm
 from transformers import AutoModelForSequenceClassification, EsmForSequenceClassification
 
 from frugalfm.encoders import create_encoder
@@ -72,3 +73,38 @@ def test_pooled_round_trip_and_loss(tmp_path, problem, classes, labels):
 def test_no_mean_for_residues():
     with pytest.raises(InputError, match="--pooling"):
         add_head(create_encoder("rna-fm-nano")[0], "token", ["a", "b"], pooling="mean")
+
+
+@pytest.mark.parametrize("kind", ["rna-fm", "esmc", "dnabert2"])
+def test_every_class_of_ours_reads_the_mean_and_reloads(tmp_path, kind):
+    encoder = make_mlm(kind)
+    model = add_head(encoder, "single_label", ["a", "b", "c"], seed=1)
+    assert model.config.pooling == "mean"
+    ids = torch.randint(4, 30, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(9) < torch.tensor([[9], [5], [7]])).long()
+    with torch.no_grad():
+        trunk = getattr(encoder, encoder.base_model_prefix)
+        states = trunk(input_ids=ids, attention_mask=mask).last_hidden_state
+        means = torch.stack(
+            [row[1 : n - 1].mean(0) for row, n in zip(states, (9, 5, 7), strict=True)]
+        )
+        expected = model.classifier(means)
+        torch.testing.assert_close(model(ids, attention_mask=mask).logits, expected)
+        model.save_pretrained(tmp_path)
+        torch.testing.assert_close(load_head(tmp_path)(ids, attention_mask=mask).logits, expected)
+    assert not any("pooler" in name for name in model.state_dict())
+
+
+def test_modernbert_pools_by_a_setting_of_transformers_own():
+    model = add_head(make_mlm("modernbert"), "single_label", ["a", "b"])
+    assert model.config.classifier_pooling == "mean"
+    assert type(model).__module__.startswith("transformers.")
+    own = add_head(make_mlm("modernbert"), "single_label", ["a", "b"], pooling="cls")
+    assert own.config.classifier_pooling == "cls"
+
+
+def test_bert_keeps_the_head_that_transformers_knows():
+    model = add_head(make_mlm("bert"), "single_label", ["a", "b"])
+    assert type(model).__name__ == "BertForSequenceClassification"
+    with pytest.raises(InputError, match="--pooling"):
+        add_head(make_mlm("bert"), "single_label", ["a", "b"], pooling="mean")

@@ -17,7 +17,6 @@ from frugalfm.tasks import read_task
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.adapters import (
     ADAPTERS,
-    AdapterRecipe,
     add_adapter,
     check_method,
     merge_adapter,
@@ -26,7 +25,7 @@ from frugalfm.training.labelled import TuningData
 from frugalfm.training.tuned import evaluate_tuned, make_tunable
 from frugalfm.training.tuning import TuningRecipe, predict, tune
 
-FAST = TuningRecipe(epochs=8, learning_rate=1e-2, warmup_steps=2)
+FAST = TuningRecipe(epochs=8, learning_rate=1e-2, warmup_steps=2, start="random")
 METHODS = [
     pytest.param(name, marks=pytest.mark.skipif(
         any(importlib.util.find_spec(found) is None for found in needed), reason="optional"
@@ -80,7 +79,7 @@ def test_learns_and_trains_nothing_but_adapter_and_head(encoder, task, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_merging_changes_nothing(encoder, task, method):
     codec = Codec.from_tokenizer(encoder[1])
-    recipe = TuningRecipe(max_steps=8, learning_rate=1e-2, warmup_steps=1)
+    recipe = TuningRecipe(max_steps=8, learning_rate=1e-2, warmup_steps=1, start="random")
     model = make_tunable(encoder[0], task, method, recipe)
     tune(model, task, recipe, codec)
     data = TuningData.encode(task.test, task.kind, codec, None)
@@ -137,33 +136,33 @@ def test_all_linears_of_the_layers_are_in_4_bits(encoder, task, method):
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="optional")
 def test_qlora_rounds_as_nf4_does(encoder, task):
-    from frugalfm.training.adapters import _from_nf4
+    from frugalfm.training.four_bit import from_nf4
 
     model = make_tunable(encoder[0], task, "qlora", FAST).get_base_model()
     name = describe_encoder(encoder[0]).blocks[0].ffn_in
     weight = encoder[0].get_submodule(name).weight.detach()
-    found = _from_nf4(model.get_submodule(name).weight)
+    found = from_nf4(model.get_submodule(name).weight)
     # Double quantization rounds the scales of blocks to 8 bits.
     torch.testing.assert_close(found, nf4(weight), rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="optional")
 def test_loftq_is_nearer_to_the_weight_than_4_bits():
-    from frugalfm.training.adapters import _from_nf4, _split, _to_nf4
+    from frugalfm.training.four_bit import from_nf4, split_weight, to_nf4
 
     torch.manual_seed(0)
     linear = nn.Linear(64, 64)
     with torch.no_grad():
         weight = linear.weight.copy_(torch.randn(64, 64)).detach()
-    plain = (weight - _from_nf4(_to_nf4(weight))).norm()
+    plain = (weight - from_nf4(to_nf4(weight))).norm()
     errors = []
     for iterations in (1, 5):
-        kept, left, right = _split(linear, AdapterRecipe("loftq", 16, 16, iterations=iterations))
-        errors.append((weight - _from_nf4(_to_nf4(kept)) - left @ right).norm())
+        kept, left, right = split_weight(linear.weight, 16, iterations)
+        errors.append((weight - from_nf4(to_nf4(kept)) - left @ right).norm())
         assert left.shape == (64, 16)
     assert errors[1] < errors[0] < plain
     # One iteration is the best product for what rounding leaves: Eckart and Young.
-    residual = (weight - _from_nf4(_to_nf4(weight))).double()
+    residual = (weight - from_nf4(to_nf4(weight))).double()
     tail = torch.linalg.svdvals(residual)[16:].norm()
     assert float(errors[0]) == pytest.approx(float(tail), rel=1e-4)
 
@@ -193,9 +192,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="optional")
 def test_the_encoder_itself_is_left_alone(encoder, task):
     before = copy.deepcopy(encoder[0].state_dict())
-    model = add_adapter(
-        add_head(encoder[0], "single_label", task.classes), ADAPTERS["lora"], token=False
-    )
+    model = add_adapter(add_head(encoder[0], "single_label", task.classes), ADAPTERS["lora"])
     tune(model, task, TuningRecipe(max_steps=2), Codec.from_tokenizer(encoder[1]))
     for name, value in encoder[0].state_dict().items():
         assert torch.equal(value, before[name])
@@ -211,8 +208,8 @@ def test_dnabert2_adapts_its_fused_projection_and_trains_its_new_pooler(method):
         vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=128,
     )  # fmt: skip
-    model = add_head(DnaBert2ForMaskedLM(config), "single_label", ["0", "1"])
-    model = add_adapter(model, ADAPTERS[method], token=False)
+    model = add_head(DnaBert2ForMaskedLM(config), "single_label", ["0", "1"], pooling="cls")
+    model = add_adapter(model, ADAPTERS[method])
     trained = {
         n.removeprefix("base_model.model.") for n, p in model.named_parameters() if p.requires_grad
     }
@@ -232,14 +229,3 @@ def test_dnabert2_adapts_its_fused_projection_and_trains_its_new_pooler(method):
         torch.testing.assert_close(
             merged(input_ids=ids, attention_mask=mask).logits, before, rtol=0, atol=1e-5
         )
-
-
-def test_dnabert2_has_no_head_for_residues():
-    from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
-    from frugalfm.encoders.dnabert2.modeling import DnaBert2ForMaskedLM
-
-    config = DnaBert2Config(
-        vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=2
-    )
-    with pytest.raises(InputError, match="no head for residues"):
-        add_head(DnaBert2ForMaskedLM(config), "token", ["a", "b"])

@@ -15,7 +15,7 @@ from frugalfm.tokens.codec import Codec
 from frugalfm.training.labelled import TuningData
 from frugalfm.training.presets import PRESETS, find_preset
 from frugalfm.training.tuned import evaluate_tuned, make_tunable
-from frugalfm.training.tuning import TuningRecipe, decide, predict, tune
+from frugalfm.training.tuning import Tuned, TuningRecipe, decide, predict, tune
 
 FAST = TuningRecipe(epochs=6, learning_rate=3e-3, warmup_steps=2)
 
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path, encoder):
     task = read_task(make_task(tmp_path / "t", sizes=(40, 8, 8)), "rna")
     weights = {}
     for seed in (1, 1, 2):
-        recipe = TuningRecipe(max_steps=3, seed=seed)
+        recipe = TuningRecipe(max_steps=3, seed=seed, start="random")
         model = make_tunable(encoder[0], task, "full", recipe)
         tune(model, task, recipe, codec_of(encoder))
         found = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -104,19 +104,64 @@ def test_every_sequence_once_an_epoch_in_full_batches():
 
 def test_patience_ends_what_does_not_improve(tmp_path, encoder):
     task = read_task(make_task(tmp_path / "t", sizes=(40, 8, 8)), "rna")
-    recipe = TuningRecipe(epochs=50, learning_rate=1e-12, patience=2)
+    recipe = TuningRecipe(epochs=50, learning_rate=1e-12, patience=2, start="random")
     model = make_tunable(encoder[0], task, "full", recipe)
     tuned = tune(model, task, recipe, codec_of(encoder))
     assert (tuned.stopped, tuned.steps, tuned.best_step) == (True, 6, 2)
+
+
+def test_patience_looks_at_what_was_trained():
+    """A dip below the probe is no reason to stop as long as dev rises."""
+    tuned = Tuned("mcc")
+    kept = []
+    for step, value in enumerate([0.6, 0.1, 0.3, 0.2, float("nan"), 0.5, 0.7]):
+        tuned.steps = step
+        kept.append(tuned.note(step, None, value))
+        assert tuned.since_reached == [0, 0, 0, 1, 2, 0, 0][step]
+    assert kept == [True, False, False, False, False, False, True]
+    assert (tuned.best, tuned.best_step, tuned.reached) == (0.7, 6, 0.7)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path, encoder):
     task = read_task(make_task(tmp_path / "t", sizes=(40, 8, 8)), "rna")
     model = make_tunable(encoder[0], task, "full", FAST)
     with torch.no_grad():
-        model.classifier.bias.fill_(torch.nan)
+        model.esm.encoder.emb_layer_norm_after.bias.fill_(torch.nan)
     with pytest.raises(FrugalError, match="learning-rate"):
         tune(model, task, FAST, codec_of(encoder))
+
+
+def test_a_head_may_have_a_learning_rate_of_its_own(tmp_path, encoder):
+    task = read_task(make_task(tmp_path / "t", sizes=(40, 8, 8)), "rna")
+    moved = {}
+    for rate in (None, 1e-2):
+        recipe = TuningRecipe(
+            max_steps=1, learning_rate=1e-4, head_learning_rate=rate, start="random", clip=1e9
+        )
+        model = make_tunable(encoder[0], task, "full", recipe)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        tune(model, task, recipe, codec_of(encoder))
+        moved[rate] = {n: float((p - before[n]).abs().max()) for n, p in model.named_parameters()}
+    # AdamW's first step is the learning rate, in every coordinate.
+    assert moved[1e-2]["classifier.weight"] == pytest.approx(1e-2, rel=0.05)
+    assert moved[None]["classifier.weight"] == pytest.approx(1e-4, rel=0.05)
+    name = "esm.encoder.layer.0.attention.self.value.weight"
+    assert moved[1e-2][name] == pytest.approx(moved[None][name], rel=1e-3)
+
+
+def test_residues_without_a_label_do_not_count(tmp_path, encoder):
+    from frugalfm.training.outputs import accumulate
+
+    task = read_task(make_task(tmp_path / "t", "token", sizes=(8, 8, 8)), "rna")
+    data = TuningData.encode(task.train, "token", codec_of(encoder), None)
+    model = add_head(encoder[0], "token", task.classes)
+    for target in data.targets:
+        target[::2] = -100
+    found = accumulate(model, data, np.arange(8), 60, "fp32", (0.0, 1.0))
+    logits = torch.from_numpy(predict(model, data, FAST)).double()
+    targets = torch.from_numpy(np.concatenate(data.targets))
+    expected = torch.nn.functional.cross_entropy(logits[targets >= 0], targets[targets >= 0])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_head_leaves_the_encoder_alone(encoder):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from frugalfm.errors import InputError
 from frugalfm.training.tuned import load_tuned
 from frugalfm.verbs.tune import tune
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("encoders", "training")]
 from dnabert2_oracle import make_dna_tokenizer
+from tuning_tasks import make_maps, make_pairs
 
 ADAPTERS = [
     pytest.param(name, marks=pytest.mark.skipif(
@@ -26,7 +28,10 @@ ADAPTERS = [
     ))
     for name, needed in (("lora", "peft"), ("qlora", "bitsandbytes"), ("loftq", "bitsandbytes"))
 ]  # fmt: skip
-FAST = {"max_steps": 6, "learning_rate": 5e-3, "device": "cpu", "validate_every": 3}
+# From a random head, so that what is saved is not the probe that it would start as.
+FAST = {
+    "max_steps": 6, "learning_rate": 5e-3, "device": "cpu", "validate_every": 3, "start": "random",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -160,6 +165,9 @@ def rows_of(task):
         ({"learning_rate": -1.0}, "--learning-rate"),
         ({"method": "full", "merge": True}, "--merge"),
         ({"method": "full", "rank": 4}, "--rank"),
+        ({"method": "full", "targets": ["query"]}, "--targets"),
+        ({"head_learning_rate": 0.0}, "--head-learning-rate"),
+        ({"save_every": 0}, "--save-every"),
         ({"max_tokens": 2}, "--max-tokens"),
         ({"method": "full", "preset": "gue/rat"}, "gue/tf"),
         ({"method": "full", "kind": "token"}, "structure"),
@@ -227,7 +235,7 @@ def test_dnabert2_with_the_preset_of_its_task(task, tmp_path, capsys, method):
     folder = task.rename(tmp_path / "tf" / "0")
     out = tune(
         tmp_path / "dna", task=folder, out=tmp_path / "t", method=method, max_steps=4,
-        learning_rate=1e-3, device="cpu",
+        learning_rate=1e-3, device="cpu", start="random",
     )  # fmt: skip
     assert "preset gue/tf" in capsys.readouterr().out
     found = json.loads((out / "metrics.json").read_text())["tuning"]
@@ -235,3 +243,106 @@ def test_dnabert2_with_the_preset_of_its_task(task, tmp_path, capsys, method):
     model, tokenizer = load_tuned(out)
     assert model.config.attention == "softmax1"
     check_predictions(out, predict(model, tokenizer, folder))
+
+
+def test_the_start_is_told_beside_the_result(checkpoint, task, tmp_path, capsys):
+    options = FAST | {"start": "probe", "learning_rate": 1e-9}
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method="full", **options)
+    found = json.loads((out / "metrics.json").read_text())
+    started = found["tuning"]["started_from"]
+    assert found["tuning"]["best_step"] == 0
+    assert started["value"] == pytest.approx(found["dev"]["mcc"]["value"])
+    assert f"started as had {started['value']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="optional")
+def test_other_linears_can_be_adapted(checkpoint, task, tmp_path):
+    targets = ["attention.output.dense", "intermediate.dense"]
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method="lora", targets=targets, **FAST)
+    model, tokenizer = load_tuned(out)
+    adapted = {n.split(".lora_A")[0].rsplit(".", 2)[-2] for n, _ in model.named_parameters()
+               if ".lora_A" in n}  # fmt: skip
+    assert adapted == {"output", "intermediate"}
+    check_predictions(out, predict(model, tokenizer, task))
+
+
+@pytest.mark.parametrize("method", ["full", *ADAPTERS])
+@pytest.mark.parametrize("kind", ["interaction", "contact"])
+def test_pairs_reload_to_the_same_predictions(checkpoint, tmp_path, kind, method):
+    from frugalfm.tasks import read_task
+    from frugalfm.tokens.codec import Codec
+    from frugalfm.training.labelled import TuningData
+    from frugalfm.training.outputs import forward
+
+    make = make_maps if kind == "contact" else make_pairs
+    folder = make(tmp_path / "pairs", kind, sizes=(24, 8, 8))
+    out = tune(checkpoint, task=folder, out=tmp_path / "t", method=method, kind=kind, **FAST)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["kind"] == kind
+    table = pq.read_table(out / "predictions.parquet")
+    model, tokenizer = load_tuned(out)
+    codec = Codec.from_tokenizer(tokenizer)
+    data = TuningData.encode(read_task(folder, "rna", kind=kind).test, kind, codec, None)
+    with torch.no_grad():
+        for row in range(len(data.sequences)):
+            logits = forward(model, data, np.array([row]), "fp32")[0]
+            if kind == "interaction":
+                assert table["probability"][row].as_py() == pytest.approx(
+                    float(logits.softmax(-1).max()), abs=1e-5
+                )
+            else:
+                for found in table["prediction"][row].as_py():
+                    expected = torch.sigmoid(logits[found["i"] + 1, found["j"] + 1])
+                    assert found["score"] == pytest.approx(float(expected), abs=1e-5)
+    if method == "full":  # and it is a checkpoint that can be tuned or probed again
+        again = tune(out, task=folder, out=tmp_path / "u", method="full", kind=kind, **FAST)
+        assert (again / "model.safetensors").is_file()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="optional")
+def test_pairs_merge(checkpoint, tmp_path):
+    folder = make_pairs(tmp_path / "pairs", "affinity", sizes=(24, 8, 8))
+    out = tune(
+        checkpoint, task=folder, out=tmp_path / "t", method="lora", merge=True, order="ordered",
+        kind="affinity", **FAST,
+    )  # fmt: skip
+    model, tokenizer = load_tuned(out)
+    assert type(model).__name__ == "PairModel"
+    lines = [line.split(",") for line in (folder / "test.csv").read_text().split()[1:]]
+    found = []
+    for a, b, _ in lines:
+        words = tokenizer([a, b], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            found.append(float(model(words["input_ids"], words["attention_mask"]).logits))
+    expected = pq.read_table(out / "predictions.parquet")["prediction"].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ADAPTERS[1:2])
+def test_nothing_is_said_but_the_summary(checkpoint, task, tmp_path, method):
+    """In a process of its own, as a user sees it: no warning of PEFT or bitsandbytes."""
+    words = [
+        "tune", str(checkpoint), "--task", str(task), "--out", str(tmp_path / "t"),
+        "--method", method, "--max-steps", "2",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "frugalfm", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert "test mcc" in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["full", *ADAPTERS])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu(checkpoint, task, tmp_path, method, precision):
+    options = FAST | {"device": "cuda", "precision": precision, "start": "probe"}
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method=method, **options)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["tuning"]["device"] == "cuda"
+    assert metrics["test"]["mcc"]["value"] > 0.8
+    # What was tuned there predicts the same here.
+    model, tokenizer = load_tuned(out)
+    table = pq.read_table(out / "predictions.parquet")
+    found = predict(model, tokenizer, task).max(1)
+    np.testing.assert_allclose(found, table["probability"].to_numpy(), atol=5e-2)

@@ -22,14 +22,17 @@ from transformers import (
 )
 
 from frugalfm.encoders.checkpoints import check_checkpoint
+from frugalfm.encoders.pieces import DnaBert2ForTokenClassification
 from frugalfm.errors import InputError
 
 __all__ = [
     "Pooling",
     "Problem",
     "add_head",
+    "choose_pooling",
     "final_linear",
     "head_names",
+    "head_parameters",
     "load_head",
     "residue_logits",
     "stretch_head",
@@ -37,7 +40,8 @@ __all__ = [
 
 Problem = Literal["single_label", "multi_label", "regression", "token"]
 Pooling = Literal["auto", "mean", "cls"]
-_MEAN_POOLED = ("esm",)
+_OURS = ("esm", "esmc", "dnabert2")  # with a class of ours over the mean
+_THEIRS = ("modernbert",)  # with a setting for it in transformers' own
 _PROBLEM_TYPES = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -52,11 +56,12 @@ def add_head(
     classes: Sequence[str],
     seed: int = 0,
     pooling: Pooling = "auto",
+    pieces: Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """Put a new head for a task on the trunk of a masked-language model.
 
-    For residues that is a linear layer on each; for sequences one on their mean, or the
-    architecture's own small network on the first token.
+    For residues that is a linear layer on each; for sequences one on the mean of their residues,
+    or the architecture's own small network on the first token.
 
     Parameters
     ----------
@@ -69,31 +74,34 @@ def add_head(
     seed
         Determines the head's weights.
     pooling
-        ``mean`` of the residues (ESM and RNA-FM), ``cls`` for the first token, or ``auto`` for
-        the former where there is one. Labels of residues pool nothing.
+        ``mean`` of the residues, ``cls`` for the first token, or ``auto`` for the former where
+        there is one, as :func:`choose_pooling` tells. Labels of residues pool nothing.
+    pieces
+        Where tokens hold several residues: how many each does, in the order of ids.
 
     Raises
     ------
     InputError
         There is no such head for the architecture, or the trunks do not match.
     """
-    can_pool = encoder.config.model_type in _MEAN_POOLED and problem != "token"
-    if pooling == "mean" and not can_pool:
-        raise InputError(
-            f"a {encoder.config.model_type!r} model for {problem} has no head over the mean; "
-            "leave out --pooling"
-        )
+    chosen = choose_pooling(encoder.config.model_type, problem, pooling)
     names = list(classes) or ["value"]
     config = copy.deepcopy(encoder.config)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = _PROBLEM_TYPES[problem]
-    if can_pool:
-        config.pooling = "cls" if pooling == "cls" else "mean"
+    if chosen is not None and config.model_type in _OURS:
+        config.pooling = chosen
+    elif chosen is not None:
+        config.classifier_pooling = chosen
+    if problem == "token" and pieces is not None:
+        config.longest_piece = max(pieces)
     model = _create(config, problem, seed)
-    prefix = encoder.base_model_prefix
-    state = getattr(encoder, prefix).state_dict()
-    missing, unexpected = getattr(model, prefix).load_state_dict(state, strict=False)
+    if problem == "token" and (pieces is not None or config.model_type == "dnabert2"):
+        _tell_pieces(model, pieces)
+    state = getattr(encoder, encoder.base_model_prefix).state_dict()
+    trunk = getattr(model, model.base_model_prefix)
+    missing, unexpected = trunk.load_state_dict(state, strict=False)
     new = {name.split(".")[0] for name in missing}
     if unexpected or new - {"pooler"}:
         raise InputError(
@@ -103,8 +111,33 @@ def add_head(
     return model
 
 
-def head_names(model: PreTrainedModel) -> list[str]:
-    """Names of the modules that are the head: all beside the trunk, and the trunk's pooler."""
+def choose_pooling(
+    model_type: str, problem: Problem, pooling: Pooling
+) -> Literal["mean", "cls"] | None:
+    """Say what a new head would read: the mean, the first token, or None where that is fixed.
+
+    Raises
+    ------
+    InputError
+        The mean is asked for, and there is no such head.
+    """
+    if problem == "token" or model_type not in _OURS + _THEIRS:
+        if pooling == "mean":
+            raise InputError(
+                f"a {model_type!r} model for {problem} has no head over the mean; "
+                "leave out --pooling"
+            )
+        return None
+    return "cls" if pooling == "cls" else "mean"
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the modules that are the head: all beside the trunk, and the trunk's pooler.
+
+    A model that is not transformers' own calls its head so.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return ["head"]
     prefix = model.base_model_prefix
     names = [name for name, _ in model.named_children() if name != prefix]
     names = [name for name in names if any(True for _ in model.get_submodule(name).parameters())]
@@ -112,8 +145,20 @@ def head_names(model: PreTrainedModel) -> list[str]:
     return names + ([f"{prefix}.pooler"] if pooler is not None else [])
 
 
-def final_linear(model: nn.Module, outputs: int) -> nn.Linear:
-    """Find the linear that makes the logits: the last one that is trained."""
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters of a head that is trained, in PEFT's wrapping or without."""
+    if any(".modules_to_save." in name for name, _ in model.named_modules()):
+        return [
+            parameter
+            for name, parameter in model.named_parameters()
+            if ".modules_to_save." in name and parameter.requires_grad
+        ]
+    modules = [model.get_submodule(name) for name in head_names(model)]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def final_linear(model: nn.Module, outputs: int) -> nn.Linear | None:
+    """Find the linear that makes the logits: the last one that is trained, if there is one."""
     found = [
         module
         for module in model.modules()
@@ -121,13 +166,14 @@ def final_linear(model: nn.Module, outputs: int) -> nn.Linear:
         and module.out_features == outputs
         and module.weight.requires_grad
     ]
-    return found[-1]
+    return found[-1] if found else None
 
 
 @torch.no_grad()
 def stretch_head(model: nn.Module, outputs: int, scale: float, shift: float) -> None:
     """Make the head give ``scale * output + shift``: from standardised values to real ones."""
     linear = final_linear(model, outputs)
+    assert linear is not None
     linear.weight.mul_(scale)
     linear.bias.mul_(scale).add_(shift)
 
@@ -177,6 +223,15 @@ def _create(config: PreTrainedConfig, problem: Problem, seed: int) -> PreTrained
         torch.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(config)
     return model.eval()
+
+
+def _tell_pieces(model: PreTrainedModel, pieces: Sequence[int] | None) -> None:
+    if pieces is None or not isinstance(model, DnaBert2ForTokenClassification):
+        raise InputError(
+            f"labels of residues with a {model.config.model_type!r} model need a tokenizer of "
+            + ("pieces" if pieces is None else "one token a residue; dnabert2 takes pieces, too")
+        )
+    model.set_pieces(pieces)
 
 
 def residue_logits(logits: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -8,21 +8,34 @@ the weight that was there. The quantized layers are bitsandbytes', on CPU and CU
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalfm.artifacts import fingerprint, read_manifest
-from frugalfm.encoders.anatomy import describe_encoder
 from frugalfm.encoders.checkpoints import load_encoder
-from frugalfm.encoders.heads import Problem, add_head, head_names
+from frugalfm.encoders.heads import Pooling, Problem, add_head, head_names
 from frugalfm.errors import InputError
+from frugalfm.tasks.kinds import PAIRS, Kind, is_map
+from frugalfm.tokens.codec import Codec
+from frugalfm.training.four_bit import (
+    plain_name,
+    quantize_linear,
+    quantized_layers,
+    replace_module,
+    restore_weights,
+    split_weight,
+    to_dense,
+)
+from frugalfm.training.labelled import piece_sizes
+from frugalfm.training.pairs import PairOrder, make_pair_model
+from frugalfm.training.targets import find_layer_linears, find_targets
 
 __all__ = [
     "ADAPTERS",
@@ -32,6 +45,7 @@ __all__ = [
     "check_method",
     "load_adapter",
     "merge_adapter",
+    "put_head",
     "save_adapter",
 ]
 
@@ -90,14 +104,15 @@ def check_method(method: Method) -> None:
 
 
 def add_adapter(
-    model: PreTrainedModel,
+    model: nn.Module,
     recipe: AdapterRecipe,
     *,
-    token: bool,
+    task_type: str | None = "SEQ_CLS",
+    targets: Sequence[str] = (),
     seed: int = 0,
     compute: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Freeze a model but for its head, and put adapters on the attention's projections.
+    """Freeze a model but for its head, and put adapters on linears of its layers.
 
     Parameters
     ----------
@@ -105,8 +120,11 @@ def add_adapter(
         With a head; changed in place.
     recipe
         The adapter.
-    token
-        Whether the head is one for residues.
+    task_type
+        PEFT's name for what the head does; None where it has none.
+    targets
+        Ends of the names of the linears to adapt; by default attention's projections, as
+        :func:`~frugalfm.training.targets.find_targets` finds them.
     seed
         Determines the adapter's weights.
     compute
@@ -119,22 +137,23 @@ def add_adapter(
     """
     from peft import LoraConfig, get_peft_model
 
-    anatomy = describe_encoder(model)
-    targets = list(dict.fromkeys(n for b in anatomy.blocks for n in (b.query, b.key, b.value)))
+    adapted_names = find_targets(model, targets)
     starts = {}
     if recipe.method != "lora":
         if recipe.method == "loftq":
-            starts = {name: _split(model.get_submodule(name), recipe) for name in targets}
-        for name in [name for block in anatomy.blocks for name in block.linears]:
-            _quantize(model, name, compute, starts[name][0] if name in starts else None)
-        model.is_loaded_in_4bit = True  # by which PEFT knows it
+            for name in adapted_names:
+                linear: Any = model.get_submodule(name)
+                starts[name] = split_weight(linear.weight, recipe.rank, recipe.iterations)
+        for name in find_layer_linears(model):
+            quantize_linear(model, name, compute, starts[name][0] if name in starts else None)
+        model.is_loaded_in_4bit = True  # type: ignore[assignment]  # by which PEFT knows it
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
-        target_modules=targets,
+        target_modules=adapted_names,
         modules_to_save=head_names(model),
-        task_type="TOKEN_CLS" if token else "SEQ_CLS",
+        task_type=task_type,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -155,8 +174,8 @@ def save_adapter(model: nn.Module, folder: Path, method: Method) -> None:
     adapted.save_pretrained(folder, save_embedding_layers=False)
     if method == "loftq":  # its 4-bit weights are not simply those of the checkpoint
         state = {
-            f"{_plain(name)}.{key}": value.contiguous().cpu()
-            for name, layer in _quantized(model)
+            f"{plain_name(name)}.{key}": value.contiguous().cpu()
+            for name, layer in quantized_layers(model)
             for key, value in layer.state_dict().items()
             if key.startswith("weight")
         }
@@ -196,163 +215,91 @@ def load_adapter(
     from peft import PeftModel
 
     encoder, tokenizer = load_encoder(path)
-    problem = problem_of(summary["kind"])
-    model = add_head(encoder, problem, summary["classes"], pooling=summary["tuning"]["pooling"])
+    model: Any = put_head(
+        encoder,
+        summary["kind"],
+        summary["classes"],
+        summary["tuning"]["pooling"],
+        summary["tuning"].get("order", "symmetric"),
+        Codec.from_tokenizer(tokenizer),
+    )
     if method != "lora":
         compute = torch.bfloat16 if manifest["config"]["precision"] == "bf16" else torch.float32
-        for name in [n for block in describe_encoder(model).blocks for n in block.linears]:
-            _quantize(model, name, compute)
+        for name in find_layer_linears(model):
+            quantize_linear(model, name, compute)
         model.is_loaded_in_4bit = True
         if method == "loftq":
-            _restore(model, load_file(Path(folder) / _BASE_FILE))
+            restore_weights(model, load_file(Path(folder) / _BASE_FILE), _BASE_FILE)
     adapted: nn.Module = PeftModel.from_pretrained(model, str(folder))
     return adapted.eval().to(device), tokenizer
 
 
-def problem_of(kind: str) -> Problem:
-    """Say what a head has to do for a task of some kind."""
-    problems: dict[str, Problem] = {
-        "classification": "single_label",
-        "multilabel": "multi_label",
-        "regression": "regression",
-        "token": "token",
-    }
-    return problems[kind]
+def put_head(
+    encoder: PreTrainedModel,
+    kind: Kind,
+    classes: Sequence[str],
+    pooling: Pooling = "auto",
+    order: PairOrder = "symmetric",
+    codec: Codec | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Put a new head on an encoder for a task of some kind.
+
+    Parameters
+    ----------
+    encoder
+        A masked-language model; left as it is.
+    kind, classes
+        Of the task.
+    pooling, order
+        Of heads for sequences, and for pairs of sequences.
+    codec
+        Of the encoder's tokenizer, for labels of residues if its tokens hold several.
+    seed
+        Determines the head's weights.
+    """
+    if is_map(kind):
+        return make_pair_model(encoder, "positions", seed=seed)
+    if kind in PAIRS:
+        return make_pair_model(encoder, "sequences", len(classes) or 1, order=order, seed=seed)
+    pieces = None if codec is None else piece_sizes(codec)
+    model: nn.Module = add_head(encoder, _PROBLEMS[kind], classes, seed, pooling, pieces)
+    return model
+
+
+_PROBLEMS: dict[str, Problem] = {
+    "classification": "single_label",
+    "multilabel": "multi_label",
+    "regression": "regression",
+    "token": "token",
+}
 
 
 @torch.no_grad()
-def merge_adapter(model: nn.Module) -> PreTrainedModel:
+def merge_adapter(model: nn.Module) -> nn.Module:
     """Add the adapter to the weights it adapts; 4-bit weights become fp32 first, unrounded.
 
     Returns
     -------
-    PreTrainedModel
+    Module
         The model beneath the adapter, which now computes the same by itself.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper
 
     adapted: Any = model
-    base: PreTrainedModel = adapted.get_base_model()
+    base: Any = adapted.get_base_model()
     for name, layer in [*base.named_modules()]:
         found: Any = layer
         if isinstance(layer, ModulesToSaveWrapper):
-            _replace(base, name, found.modules_to_save["default"])
+            replace_module(base, name, found.modules_to_save["default"])
         elif isinstance(layer, LoraLayer):
-            dense = _to_dense(found.get_base_layer())
+            dense = to_dense(found.get_base_layer())
             dense.weight += found.get_delta_weight("default").to(dense.weight)
-            _replace(base, name, dense)
-    for name, layer in [*_quantized(base)]:
-        _replace(base, name, _to_dense(layer))
+            replace_module(base, name, dense)
+    for name, layer in [*quantized_layers(base)]:
+        replace_module(base, name, to_dense(layer))
     if hasattr(base, "is_loaded_in_4bit"):
         del base.is_loaded_in_4bit
-    return base.eval()
-
-
-def _quantize(
-    model: nn.Module, name: str, compute: torch.dtype, weight: Tensor | None = None
-) -> None:
-    """Put a frozen NF4 layer, doubly quantized, in the place of a linear."""
-    import bitsandbytes as bnb
-
-    linear: Any = model.get_submodule(name)
-    layer = bnb.nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        compute_dtype=compute,
-        quant_type="nf4",
-    )
-    layer.weight = _to_nf4(linear.weight if weight is None else weight)
-    if linear.bias is not None:
-        layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
-    # On CPUs with AVX512-BF16 an evaluation repacks the weights for good, and every gradient
-    # after it is wrong without a word.
-    layer.support_avx512bf16_for_cpu = False
-    _replace(model, name, layer)
-
-
-def _to_nf4(weight: Tensor) -> Any:
-    import bitsandbytes as bnb
-
-    found: Any = bnb.nn.Params4bit(
-        weight.detach().float().cpu().clone().contiguous(),
-        requires_grad=False,
-        quant_type="nf4",
-        compress_statistics=True,
-    )
-    return found.to("cpu")
-
-
-def _from_nf4(weight: Any) -> Tensor:
-    import bitsandbytes as bnb
-
-    found: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return found.float()
-
-
-@torch.no_grad()
-def _split(linear: nn.Module, recipe: AdapterRecipe) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a weight by LoftQ: what to quantize, and the two factors of what that leaves out.
-
-    From a zero product on, in turn: quantize the weight less the product; let the product be the
-    best one of its rank (truncated singular values) for the weight less what was quantized.
-    """
-    linear_: Any = linear
-    weight = linear_.weight.detach().float().cpu()
-    product = torch.zeros_like(weight)
-    for _ in range(recipe.iterations):
-        kept = weight - product
-        u, s, v = torch.linalg.svd(weight - _from_nf4(_to_nf4(kept)), full_matrices=False)
-        root = s[: recipe.rank].sqrt()
-        left, right = u[:, : recipe.rank] * root, root[:, None] * v[: recipe.rank]
-        product = left @ right
-    return kept, left, right
-
-
-def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
-    import bitsandbytes as bnb
-
-    for name, layer in _quantized(model):
-        prefix = f"{_plain(name)}.weight"
-        parts = {key: value for key, value in state.items() if key.startswith(f"{prefix}.")}
-        if prefix not in state or not parts:
-            raise InputError(f"{_BASE_FILE}: holds no {prefix}; tune again")
-        layer.weight = bnb.nn.Params4bit.from_prequantized(
-            state[prefix],
-            {key.removeprefix(f"{prefix}."): v for key, v in parts.items()},
-            device="cpu",
-        )
-
-
-def _quantized(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield all 4-bit layers (not PEFT's of the same name) with their names."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return
-    import bitsandbytes as bnb
-
-    for name, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            yield name, module
-
-
-def _to_dense(layer: Any) -> nn.Linear:
-    dense = nn.Linear(
-        layer.in_features, layer.out_features, bias=layer.bias is not None,
-        device=layer.weight.device,
-    )  # fmt: skip
-    four_bit = hasattr(layer.weight, "quant_state")
-    dense.weight.copy_(_from_nf4(layer.weight) if four_bit else layer.weight)
-    if layer.bias is not None:
-        dense.bias.copy_(layer.bias)
-    return dense
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def _plain(name: str) -> str:
-    """Take PEFT's wrapping out of a module's name."""
-    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    merged: nn.Module = base.eval()
+    return merged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,98 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalfm.artifacts import read_manifest, write_atomically, write_json
 from frugalfm.encoders.checkpoints import save_encoder
-from frugalfm.encoders.heads import Pooling, add_head, load_head
+from frugalfm.encoders.heads import Pooling, load_head
 from frugalfm.tasks.folder import Task
+from frugalfm.tasks.kinds import CLASSES, PAIRS, is_map
 from frugalfm.tasks.results import Evaluation, report_predictions
-from frugalfm.tasks.splits import Split
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.adapters import (
     ADAPTERS,
     Method,
     add_adapter,
     load_adapter,
-    problem_of,
+    merge_adapter,
+    put_head,
     save_adapter,
 )
 from frugalfm.training.labelled import TuningData
-from frugalfm.training.tuning import TuningRecipe, decide, predict
+from frugalfm.training.map_outputs import evaluate_tuned_maps
+from frugalfm.training.pairs import (
+    PairModel,
+    PairOrder,
+    is_pair_folder,
+    load_pair_model,
+    save_pair_model,
+)
+from frugalfm.training.quiet import quiet_libraries
+from frugalfm.training.settings import TuningPlan
+from frugalfm.training.tuning import TuningRecipe, decide, predict, tune
 
-__all__ = ["evaluate_tuned", "load_tuned", "make_tunable", "save_tuned", "write_evaluation"]
+__all__ = [
+    "evaluate_tuned",
+    "load_tuned",
+    "make_tunable",
+    "save_tuned",
+    "tune_task",
+    "write_evaluation",
+]
+
+
+def tune_task(
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    plan: TuningPlan,
+    folder: Path,
+    *,
+    state: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Tune an encoder on a task by a plan: all that ``frugalfm tune`` does but for its manifest.
+
+    Parameters
+    ----------
+    encoder, tokenizer
+        Of a checkpoint; the encoder is left as it is.
+    task, plan
+        What to tune on, and how.
+    folder
+        Gets the tuned model, ``metrics.json``, ``predictions.parquet`` and ``log.jsonl``.
+    state
+        Folder for what a killed run resumes from, if it is to be resumed.
+    device
+        Where to compute.
+
+    Returns
+    -------
+    Evaluation
+        Its metrics have an entry ``tuning``.
+    """
+    codec = Codec.from_tokenizer(tokenizer)
+    recipe = plan.recipe
+    with quiet_libraries():
+        model = make_tunable(
+            encoder,
+            task,
+            plan.method,
+            recipe,
+            pooling=plan.pooling,
+            rank=plan.rank,
+            targets=plan.targets,
+            order=plan.order,
+            codec=codec,
+            device=device,
+        )
+        tuned = tune(model, task, recipe, codec, plan.max_tokens, state=state)
+        if plan.merge:
+            model = merge_adapter(model)
+        how = {**plan.summarise(), **tuned.summarise(), "device": str(device)}
+        result = evaluate_tuned(
+            model, task, recipe, codec, max_tokens=plan.max_tokens, how={"tuning": how}
+        )
+        save_tuned(model, tokenizer, folder, plan.method)
+    write_evaluation(folder, result, tuned.history)
+    return result
 
 
 def make_tunable(
@@ -41,6 +117,9 @@ def make_tunable(
     *,
     pooling: Pooling = "auto",
     rank: int | None = None,
+    targets: Sequence[str] = (),
+    order: PairOrder = "symmetric",
+    codec: Codec | None = None,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Give an encoder a head for a task and, but for ``full``, an adapter.
@@ -55,17 +134,26 @@ def make_tunable(
         Of a head for sequences, as in :func:`~frugalfm.encoders.heads.add_head`.
     rank
         Of the adapter, if not the method's own.
+    targets
+        Ends of the names of the linears to adapt, if not attention's projections.
+    order
+        Of pairs of sequences: whether the two may be exchanged.
+    codec
+        Of the encoder's tokenizer; needed for labels of residues if its tokens hold several.
     device
         Where the model goes.
     """
-    model: nn.Module = add_head(encoder, problem_of(task.kind), task.classes, recipe.seed, pooling)
+    model = put_head(encoder, task.kind, task.classes, pooling, order, codec, recipe.seed)
     if method == "full":
         model.to(device)
         return model
     adapted: nn.Module = add_adapter(
         model,
         ADAPTERS[method].changed(rank),
-        token=task.kind == "token",
+        task_type={"token": "TOKEN_CLS"}.get(
+            task.kind, None if is_map(task.kind) or task.kind in PAIRS else "SEQ_CLS"
+        ),
+        targets=targets,
         seed=recipe.seed,
         compute=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
     )
@@ -94,17 +182,26 @@ def evaluate_tuned(
     resamples
         Of the bootstrap.
     """
-
-    def outputs(split: Split) -> np.ndarray:
-        return predict(model, TuningData.encode(split, task.kind, codec, max_tokens), recipe)
-
-    test = outputs(task.test)
+    data = [TuningData.encode(s, task.kind, codec, max_tokens) for s in (task.dev, task.test)]
+    if is_map(task.kind):
+        return evaluate_tuned_maps(
+            model,
+            task,
+            *data,
+            batch_tokens=recipe.batch_tokens,
+            precision=recipe.precision,
+            how=how,
+            resamples=resamples,
+            seed=recipe.seed,
+        )
+    dev, test = (predict(model, part, recipe) for part in data)
     return report_predictions(
         task,
-        decide(task.kind, outputs(task.dev)),
+        decide(task.kind, dev),
         decide(task.kind, test),
         _largest_probability(test),
         how=how,
+        scores=_rank(task, dev, test),
         resamples=resamples,
         seed=recipe.seed,
     )
@@ -117,6 +214,8 @@ def save_tuned(
     model.cpu()
     if isinstance(model, PreTrainedModel):
         save_encoder(model, tokenizer, folder)
+    elif isinstance(model, PairModel):
+        save_pair_model(model, tokenizer, folder)
     else:
         save_adapter(model, folder, method)
         tokenizer.save_pretrained(folder)
@@ -151,13 +250,26 @@ def load_tuned(
     """
     read_manifest(folder, "tuned")
     if (Path(folder) / "adapter_config.json").is_file():
-        return load_adapter(folder, base=base, device=device)
+        with quiet_libraries():
+            return load_adapter(folder, base=base, device=device)
+    if is_pair_folder(folder):
+        pair, words = load_pair_model(folder)
+        return pair.to(device), words
     tokenizer = AutoTokenizer.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True
     )
     model = load_head(folder)
     model.to(device)
     return model, tokenizer
+
+
+def _rank(task: Task, dev: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores that put likelier ones higher: of the second of two classes, or of each label."""
+    if task.kind == "multilabel":
+        return dev, test
+    if task.kind in CLASSES and len(task.classes) == 2:
+        return dev[:, 1] - dev[:, 0], test[:, 1] - test[:, 0]
+    return None
 
 
 def _largest_probability(logits: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Tuning an encoder with a head on a task: the loop, whatever part of the model is trained.
 
-The checkpoint that does best on dev is kept; the test split has no part in any of this.
+The weights that do best on dev are kept, the untuned ones included where the head began as a
+probe; the test split has no part in any of this. A killed tuning resumes to the same weights.
 """
 
 from __future__ import annotations
@@ -9,148 +10,48 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.optim import Optimizer
 
-from frugalfm.encoders.devices import Precision, autocast, limit_batch
-from frugalfm.encoders.heads import residue_logits, stretch_head
+from frugalfm.encoders.heads import head_parameters, stretch_head
 from frugalfm.progress import progress
 from frugalfm.tasks.folder import Task
-from frugalfm.tasks.labels import Kind
+from frugalfm.tasks.kinds import HEADLINE, NUMBERS, Kind, is_map
 from frugalfm.tasks.results import score_split
-from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.labelled import TuningData
 from frugalfm.training.loop import mean_finite
+from frugalfm.training.map_outputs import (
+    accumulate_maps,
+    find_standard,
+    measure_maps,
+    positions_head,
+    start_from_separation,
+)
 from frugalfm.training.optimizers import make_optimizers, scale_learning_rate, update
+from frugalfm.training.outputs import Standard, accumulate, decide, run_model
+from frugalfm.training.recipes import Tuned, TuningRecipe
+from frugalfm.training.resume import load_state, read_record, save_state
+from frugalfm.training.starts import start_from_probe
 
 __all__ = ["Tuned", "TuningRecipe", "decide", "predict", "tune"]
 
 _BETAS = (0.9, 0.999)  # AdamW's own; those of pretraining forget sooner.
 
 
-@dataclass(frozen=True)
-class TuningRecipe:
-    """How to tune.
-
-    Attributes
-    ----------
-    epochs, max_steps
-        Passes over the training split, and optimizer steps at most.
-    batch_size
-        Sequences of one optimizer step: the effective batch.
-    batch_tokens
-        Padded tokens of one forward pass, at most; a step takes as many passes as it needs, and
-        comes to the same.
-    learning_rate, weight_decay, warmup_steps
-        Of AdamW; the rate decays linearly after the warm-up, which takes a tenth of the steps,
-        at most 50, when None.
-    clip
-        Largest norm of the gradient.
-    validate_every, patience
-        Steps between scores of dev (an epoch when None), and how many of them without a better
-        one end the tuning.
-    seed
-        Determines batches and dropout.
-    precision
-        ``bf16`` runs the forward pass under autocast; what is trained stays fp32.
-    """
-
-    epochs: int = 5
-    max_steps: int | None = None
-    batch_size: int = 32
-    batch_tokens: int = 16_384
-    learning_rate: float = 3e-5
-    weight_decay: float = 0.01
-    warmup_steps: int | None = None
-    clip: float = 1.0
-    validate_every: int | None = None
-    patience: int = 5
-    seed: int = 42
-    precision: Precision = "fp32"
-
-    def count_steps(self, sequences: int) -> int:
-        """Optimizer steps of the whole run."""
-        steps = self.epochs * math.ceil(sequences / self.batch_size)
-        return min(steps, self.max_steps or steps)
-
-    def warmup_share(self, steps: int) -> float:
-        """Share of the steps that warm up."""
-        rising = min(50, steps / 10) if self.warmup_steps is None else self.warmup_steps
-        return min(rising / steps, 1)
-
-    def identity(self) -> dict[str, Any]:
-        """All that decides the result."""
-        return asdict(self)
-
-
-@dataclass
-class Tuned:
-    """How tuning went.
-
-    Attributes
-    ----------
-    steps, best_step
-        Steps taken, and those after which dev was best: the weights that are kept.
-    best
-        The dev metric there.
-    metric
-        Its name.
-    stopped
-        Whether patience ended the tuning.
-    parameters, seconds
-        Numbers trained, and what that took.
-    shortened
-        Training sequences cut to `max_tokens`.
-    history
-        A line a validation: step, epoch, mean loss since the last one, dev metric.
-    since_best
-        Validations after the best one.
-    """
-
-    metric: str
-    steps: int = 0
-    best_step: int = 0
-    best: float = -math.inf
-    stopped: bool = False
-    shortened: int = 0
-    parameters: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float | None]] = field(default_factory=list)
-    since_best: int = 0
-
-    def summarise(self) -> dict[str, Any]:
-        """Give what metrics record of the tuning."""
-        return {
-            "steps": self.steps,
-            "best_step": self.best_step,
-            "stopped_early": self.stopped,
-            "chosen_by": f"dev {self.metric}",
-            "shortened": self.shortened,
-            "trained_parameters": self.parameters,
-            "seconds": round(self.seconds, 1),
-        }
-
-    def note(self, epoch: int, loss: float, value: float) -> bool:
-        """Write a validation down and say whether it is the best so far (NaN never is)."""
-        metric = value if math.isfinite(value) else None
-        line = {"step": self.steps, "epoch": epoch, "loss": loss, f"dev_{self.metric}": metric}
-        better = value > self.best or not self.history
-        self.history.append(line)
-        self.since_best = 0 if better else self.since_best + 1
-        if better:
-            self.best_step = self.steps
-            self.best = -math.inf if metric is None else metric
-        return better
-
-
 def tune(
-    model: nn.Module, task: Task, recipe: TuningRecipe, codec: Codec, max_tokens: int | None = None
+    model: nn.Module,
+    task: Task,
+    recipe: TuningRecipe,
+    codec: Codec,
+    max_tokens: int | None = None,
+    *,
+    state: Path | None = None,
 ) -> Tuned:
     """Train whatever of a model needs a gradient, in place, and end with its best weights on dev.
 
@@ -166,6 +67,9 @@ def tune(
         How.
     codec, max_tokens
         As in :meth:`TuningData.encode`.
+    state
+        Folder for what a killed run resumes from; None if nothing is to be saved. Resumed, the
+        model must be made as it was made first.
 
     Raises
     ------
@@ -174,10 +78,194 @@ def tune(
     """
     train = TuningData.encode(task.train, task.kind, codec, max_tokens)
     dev = TuningData.encode(task.dev, task.kind, codec, max_tokens)
-    shift, scale = 0.0, 1.0
-    if task.kind == "regression":
-        shift, scale = float(task.train.targets.mean()), float(task.train.targets.std())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    run = _Run(model, task, recipe, train, dev)
+    if state is None or not run.resume(state):
+        run.begin()
+        if state is not None:
+            run.save(state)
+    steps = recipe.count_steps(len(train.sequences))
+    every = recipe.validate_every or math.ceil(len(train.sequences) / recipe.batch_size)
+    warmup = recipe.warmup_share(steps)
+    done = run.tuned.steps
+    bar = progress(total=steps, initial=done, desc="tune", unit="step")
+    for step, epoch, rows in _iterate(train, recipe, done, steps):
+        run.step(step, rows, recipe.learning_rate * scale_learning_rate(step, steps, warmup))
+        bar.update()
+        if run.tuned.steps % every == 0 or run.tuned.steps == steps:
+            bar.set_postfix(run.validate(epoch))
+            if run.tuned.since_reached >= recipe.patience:
+                run.tuned.stopped = run.tuned.steps < steps
+                break
+        if state is not None and run.tuned.steps % recipe.save_every == 0:
+            run.save(state)
+    bar.close()
+    return run.finish()
+
+
+def predict(model: nn.Module, data: TuningData, recipe: TuningRecipe) -> np.ndarray:
+    """Logits or values, as :func:`~frugalfm.training.outputs.run_model` gives them."""
+    return run_model(model, data, recipe.batch_tokens, recipe.precision)
+
+
+class _Weights(nn.Module):
+    """What is trained, as it is now and as it was best on dev: one module to save and load."""
+
+    def __init__(self, trained: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.now = nn.ParameterList(trained)
+        # Not on the device, where the room is.
+        best = [nn.Parameter(p.detach().cpu().clone(), requires_grad=False) for p in trained]
+        self.best = nn.ParameterList(best)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for best, now in zip(self.best, self.now, strict=True):
+            best.copy_(now)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for best, now in zip(self.best, self.now, strict=True):
+            now.copy_(best)
+
+
+class _Run:
+    """One tuning: the model, its optimizers, its best weights, and the record of it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        recipe: TuningRecipe,
+        train: TuningData,
+        dev: TuningData,
+    ) -> None:
+        self.model, self.task, self.recipe = model, task, recipe
+        self.train, self.dev = train, dev
+        self.standard = _find_standard(train)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.weights = _Weights(self.trained)
+        self.optimizers = _make_optimizers(model, recipe)
+        self.tuned = Tuned(
+            _name_metric(task.kind),
+            shortened=train.cropped,
+            parameters=sum(map(torch.numel, self.trained)),
+        )
+        self.losses: list[Tensor] = []  # since the last validation
+        self.started = time.perf_counter()
+
+    def begin(self) -> None:
+        if self.recipe.start != "probe":
+            return
+        if self.train.maps is not None:
+            start_from_separation(self.model, self.train.maps, self.standard)
+            self._note_start()
+            return
+        found = start_from_probe(
+            self.model,
+            self.task,
+            self.train,
+            self.dev,
+            read=lambda data: predict(self.model, data, self.recipe),
+            measure=self._score,
+            standard=self.standard,
+            seed=self.recipe.seed,
+        )
+        if found is not None:
+            self.tuned.start = asdict(found)
+            self._note_start()
+
+    def step(self, step: int, rows: np.ndarray, learning_rate: float) -> None:
+        recipe = self.recipe
+        self.model.train()
+        # Dropout depends on the step alone, so a resumed run needs no saved generator.
+        torch.manual_seed((recipe.seed << 32) + step)
+        add_up = accumulate if self.train.maps is None else accumulate_maps
+        self.losses.append(
+            add_up(
+                self.model, self.train, rows, recipe.batch_tokens, recipe.precision, self.standard
+            )
+        )
+        nn.utils.clip_grad_norm_(self.trained, recipe.clip)
+        update(self.optimizers, learning_rate)
+        self.tuned.steps = step + 1
+
+    def validate(self, epoch: int) -> dict[str, str]:
+        loss = mean_finite(self.losses, self.tuned.steps)
+        self.losses.clear()
+        value = self._measure()
+        if self.tuned.note(epoch, loss, value):
+            self.weights.keep()
+        return {"loss": f"{loss:.3f}", f"dev {self.tuned.metric}": f"{value:.3f}"}
+
+    def save(self, state: Path) -> None:
+        record = {
+            "tuned": asdict(self.tuned) | {"seconds": self._elapse()},
+            "losses": [float(loss) for loss in self.losses],
+        }
+        save_state(state, self.tuned.steps, self.weights, self.optimizers, record)
+
+    def resume(self, state: Path) -> bool:
+        record = read_record(state)
+        if record is None:
+            return False
+        load_state(state, self.weights, self.optimizers)
+        self.tuned = Tuned(**record["tuned"])
+        self.losses = [torch.tensor(loss) for loss in record["losses"]]
+        return True
+
+    def finish(self) -> Tuned:
+        self.weights.restore()
+        shift, scale = self.standard
+        if self.task.kind in NUMBERS:
+            stretch_head(self.model, 1, scale, shift)
+        elif self.task.kind == "distance":
+            positions_head(self.model).stretch(scale, shift)
+        self.model.eval()
+        self.tuned.seconds = self._elapse()
+        return self.tuned
+
+    def _note_start(self) -> None:
+        self.tuned.note(0, None, self._measure())
+        self.weights.keep()
+
+    def _measure(self) -> float:
+        recipe = self.recipe
+        if self.dev.maps is None:
+            return self._score(predict(self.model, self.dev, recipe))
+        return measure_maps(
+            self.model,
+            self.dev,
+            recipe.batch_tokens,
+            recipe.precision,
+            self.standard,
+            recipe.seed,
+        )[0]
+
+    def _score(self, outputs: np.ndarray) -> float:
+        found = decide(self.task.kind, outputs)
+        return score_split(self.task, self.task.dev, found, resamples=0)[self.tuned.metric].value
+
+    def _elapse(self) -> float:
+        return self.tuned.seconds + time.perf_counter() - self.started
+
+
+def _name_metric(kind: Kind) -> str:
+    """Name what is compared on dev: as the field does, and of classes the one of GUE."""
+    return HEADLINE[kind] if kind in NUMBERS or is_map(kind) else "mcc"
+
+
+def _find_standard(train: TuningData) -> Standard:
+    """Mean and standard deviation that numbers are trained in."""
+    if train.maps is not None:
+        return find_standard(train.maps)
+    if train.kind not in NUMBERS:
+        return 0.0, 1.0
+    values = np.concatenate(train.targets)
+    return float(values.mean()), float(values.std())
+
+
+def _make_optimizers(model: nn.Module, recipe: TuningRecipe) -> list[Optimizer]:
+    """AdamW for all that is trained, with a learning rate of its own for the head if asked."""
     optimizers = make_optimizers(
         model,
         "adamw",
@@ -185,131 +273,28 @@ def tune(
         weight_decay=recipe.weight_decay,
         betas=_BETAS,
     )
-    steps = recipe.count_steps(len(train.sequences))
-    every = recipe.validate_every or math.ceil(len(train.sequences) / recipe.batch_size)
-    warmup = recipe.warmup_share(steps)
-    tuned = Tuned("spearman" if task.kind == "regression" else "mcc", shortened=train.cropped)
-    tuned.parameters, started = sum(map(torch.numel, trained)), time.perf_counter()
-    kept = _copy(trained)
-    losses: list[Tensor] = []
-    bar = progress(total=steps, desc="tune", unit="step")
-    for step, epoch, rows in _iterate(train, recipe, steps):
-        losses.append(_accumulate(model, train, rows, recipe, step, (shift, scale)))
-        nn.utils.clip_grad_norm_(trained, recipe.clip)
-        update(optimizers, recipe.learning_rate * scale_learning_rate(step, steps, warmup))
-        bar.update()
-        tuned.steps = step + 1
-        if tuned.steps % every and tuned.steps != steps:
-            continue
-        loss = mean_finite(losses, tuned.steps)
-        losses.clear()
-        found = decide(task.kind, predict(model, dev, recipe))
-        value = score_split(task, task.dev, found, resamples=0)[tuned.metric].value
-        bar.set_postfix({"loss": f"{loss:.3f}", f"dev {tuned.metric}": f"{value:.3f}"})
-        if tuned.note(epoch, loss, value):
-            kept = _copy(trained)
-        elif tuned.since_best >= recipe.patience:
-            tuned.stopped = tuned.steps < steps
-            break
-    bar.close()
-    with torch.no_grad():
-        for parameter, best in zip(trained, kept, strict=True):
-            parameter.copy_(best)
-    if task.kind == "regression":
-        stretch_head(model, 1, scale, shift)
-    model.eval()
-    tuned.seconds = time.perf_counter() - started
-    return tuned
-
-
-@torch.no_grad()
-def predict(model: nn.Module, data: TuningData, recipe: TuningRecipe) -> np.ndarray:
-    """Logits or values, fp32, in the order of the sequences.
-
-    Returns
-    -------
-    ndarray
-        Shape ``(sequences, outputs)``, or ``(all residues, classes)`` for labels of residues.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    found: list[np.ndarray] = [np.empty(0)] * len(data.sequences)
-    limit = limit_batch(recipe.batch_tokens, device)
-    for rows in plan_by_length(data.lengths, limit):
-        outputs = _forward(model, data, rows, recipe.precision).cpu().numpy()
-        sizes = data.lengths[rows] if data.kind == "token" else np.ones(len(rows), np.int64)
-        for row, part in zip(rows, np.split(outputs, np.cumsum(sizes)[:-1]), strict=True):
-            found[row] = part
-    return np.concatenate(found)
-
-
-def decide(kind: Kind, outputs: np.ndarray) -> np.ndarray:
-    """Turn outputs into predictions of the shape of the targets."""
-    if kind == "regression":
-        return np.asarray(outputs[:, 0], np.float64)
-    if kind == "multilabel":
-        return np.asarray(outputs > 0, np.int64)
-    return np.asarray(outputs.argmax(1))
-
-
-def _forward(model: nn.Module, data: TuningData, rows: np.ndarray, precision: Precision) -> Tensor:
-    device = next(model.parameters()).device
-    ids, lengths = data.codec.collate([data.sequences[row] for row in rows])
-    attended = torch.from_numpy((ids != data.codec.pad_id).astype(np.int64))
-    with autocast(device, precision):
-        out = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=attended.to(device))
-    logits: Tensor = out.logits.float()
-    return residue_logits(logits, lengths.tolist()) if data.kind == "token" else logits
-
-
-def _accumulate(
-    model: nn.Module,
-    data: TuningData,
-    rows: np.ndarray,
-    recipe: TuningRecipe,
-    step: int,
-    standard: tuple[float, float],
-) -> Tensor:
-    """Add up the gradient of the mean loss of some rows, in as many passes as memory asks for."""
-    model.train()
-    torch.manual_seed((recipe.seed << 32) + step)
-    shift, scale = standard
-    items = sum(len(data.targets[row]) for row in rows)
-    total = torch.zeros(())
-    for part in plan_by_length(data.lengths[rows], recipe.batch_tokens):
-        outputs = _forward(model, data, rows[part], recipe.precision)
-        targets = np.concatenate([data.targets[row] for row in rows[part]])
-        if data.kind == "regression":
-            targets = (targets - shift) / scale
-        loss = _sum_losses(data.kind, outputs, torch.from_numpy(targets).to(outputs.device)) / items
-        loss.backward()
-        total = total + loss.detach().cpu()
-    return total
-
-
-def _sum_losses(kind: Kind, outputs: Tensor, targets: Tensor) -> Tensor:
-    if kind == "regression":
-        return functional.mse_loss(outputs[:, 0], targets.float(), reduction="sum")
-    if kind == "multilabel":
-        return (
-            functional.binary_cross_entropy_with_logits(outputs, targets.float(), reduction="none")
-            .mean(1)
-            .sum()
-        )
-    return functional.cross_entropy(outputs, targets, reduction="sum")
+    if recipe.head_learning_rate is None:
+        return optimizers
+    head = set(map(id, head_parameters(model)))
+    factor = recipe.head_learning_rate / recipe.learning_rate
+    for optimizer in optimizers:
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if id(p) in head]
+            group["params"] = [p for p in group["params"] if id(p) not in head]
+            if own:
+                rest = {key: value for key, value in group.items() if key != "params"}
+                optimizer.add_param_group({**rest, "params": own, "factor": factor})
+    return optimizers
 
 
 def _iterate(
-    data: TuningData, recipe: TuningRecipe, steps: int
+    data: TuningData, recipe: TuningRecipe, done: int, steps: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield step, epoch and rows from step `done` on."""
     plans = (
         (epoch, rows)
         for epoch in itertools.count()
         for rows in data.plan(recipe.batch_size, seed=recipe.seed, epoch=epoch)
     )
-    for step, (epoch, rows) in enumerate(itertools.islice(plans, steps)):
+    for step, (epoch, rows) in enumerate(itertools.islice(plans, done, steps), done):
         yield step, epoch, rows
-
-
-def _copy(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [parameter.detach().cpu().clone() for parameter in parameters]

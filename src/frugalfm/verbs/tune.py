@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from frugalfm.errors import InputError, require_positive
 from frugalfm.verbs import with_paths
 
 __all__ = ["tune"]
@@ -19,11 +18,26 @@ def tune(
     out: Path,
     method: Literal["full", "lora", "qlora", "loftq"] = "lora",
     merge: bool = False,
-    kind: Literal["auto", "classification", "multilabel", "regression", "token"] = "auto",
+    kind: Literal[
+        "auto",
+        "classification",
+        "multilabel",
+        "regression",
+        "token",
+        "contact",
+        "distance",
+        "base-pair",
+        "interaction",
+        "affinity",
+    ] = "auto",
     preset: str = "auto",
     pooling: Literal["auto", "mean", "cls"] = "auto",
+    order: Literal["symmetric", "ordered"] = "symmetric",
+    start: Literal["probe", "random"] = "probe",
     rank: int | None = None,
+    targets: list[str] | None = None,
     learning_rate: float | None = None,
+    head_learning_rate: float | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
     max_tokens: int | None = None,
@@ -33,6 +47,7 @@ def tune(
     batch_tokens: int = 16_384,
     validate_every: int | None = None,
     patience: int = 5,
+    save_every: int = 500,
     leaks: Literal["report", "drop", "error"] = "report",
     too_long: Literal["crop", "error"] = "crop",
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -42,18 +57,23 @@ def tune(
 ) -> Path:
     """Tune an encoder on a labelled task: all of it, or a low-rank adapter.
 
-    The weights that do best on dev are kept; test is scored once, at the end, with 95 %
-    bootstrap intervals over sequences. A whole model (full, or any method with --merge) loads
-    with transformers, an adapter on its checkpoint with frugalfm.training.tuned.load_tuned; both
-    then predict the same as here.
+    The head starts as the linear probe of what it reads, so that tuning never ends below that
+    probe on dev. The weights that do best on dev are kept; test is scored once, at the end, with
+    95 % bootstrap intervals over sequences. A killed tuning continues when the same command is
+    given again, and ends with the very weights it would have had.
+
+    A whole model (full, or any method with --merge) loads with transformers, an adapter on its
+    checkpoint, and anything for pairs, with frugalfm.training.tuned.load_tuned; all then predict
+    the same as here.
 
     Parameters
     ----------
     checkpoint
         Folder of a pretrained encoder.
     task
-        Folder with train, dev and test, each a .csv, .tsv (also .gz) or .parquet file with the
-        columns sequence and label, or sequence and structure (a character a residue).
+        Folder with train, dev and test, as for ``frugalfm evaluate``: tables with the columns
+        sequence and label; sequence and structure (a character a residue); sequence and
+        coordinates or contacts; or sequence_a, sequence_b and label.
     out
         Folder for the tuned model, ``metrics.json``, ``predictions.parquet`` and ``log.jsonl``.
     method
@@ -64,18 +84,33 @@ def tune(
         Add the adapter to the weights and write a whole model instead of an adapter.
     kind
         What is predicted. Inferred: fractional numbers, or more than 50 distinct whole ones, are
-        regression; other labels are classes; a column structure is a label for each residue.
+        regression; other labels are classes; a column structure is a label for each residue,
+        unless base-pair is asked for; coordinates are contacts, unless distance is.
         Several labels a sequence, separated by ``;``, are to be asked for: multilabel.
     preset
         Settings published for a task, such as ``gue/tf``; ``auto`` goes by the names of DNA
         tasks' folders, ``none`` uses the defaults. Options given explicitly come first.
     pooling
-        What the head for sequences reads: the ``mean`` of the residues (ESM and RNA-FM; the
-        default there) or the first token (``cls``).
+        What the head for sequences reads: the ``mean`` of the residues through a linear layer
+        (the default of ESM, RNA-FM, ESM-C, DNABERT-2 and ModernBERT), or the first token through
+        the small network that the architecture was published with (``cls``).
+    order
+        Pairs of sequences: whether the two may be exchanged.
+    start
+        Where the head starts: at the best linear ``probe`` of what it reads (one pass over at
+        most 20,000 training sequences or residues, and some fits), or at ``random``, as published.
+        Pairs of positions start at the mean of their separation, labels of residues from tokens
+        of several at random.
     rank
         Of the adapter: 8 by default, 16 for loftq.
+    targets
+        Linears to adapt, by the ends of their names; the attention's projections by default.
     learning_rate
-        At its peak: 3e-5 by default for full, 1e-4 for adapters.
+        At its peak. By default those published for a width of 768, times 768 over the model's
+        width: 3e-5 for full, 1e-4 for adapters (of narrower models times the square).
+    head_learning_rate
+        Of the head: by default that of the rest, and ten times as much where no probe starts the
+        head (pairs of positions, residues of tokens of several).
     epochs
         Passes over train: the preset's, else 5.
     max_steps
@@ -93,7 +128,9 @@ def tune(
     validate_every
         Steps between scores of dev; an epoch by default.
     patience
-        Scores of dev without a better one after which to stop.
+        Scores of dev without a better one (the start's aside) after which to stop.
+    save_every
+        Steps between saved states; a kill costs at most so many.
     leaks
         Dev or test sequences that also occur in an earlier split: count, drop or refuse them.
     too_long
@@ -112,48 +149,46 @@ def tune(
     Path
         The tuned model.
     """
-    require_positive(
-        seed=seed,
-        rank=rank,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        max_steps=max_steps,
-        warmup_steps=warmup_steps,
-        batch_size=batch_size,
-        batch_tokens=batch_tokens,
-        validate_every=validate_every,
-        patience=patience,
-    )
-    _check(method, merge, rank, max_tokens, weight_decay)
-
-    from dataclasses import asdict
-
     from frugalfm.artifacts import open_stage
     from frugalfm.encoders import load_encoder
     from frugalfm.encoders.checkpoints import check_checkpoint
     from frugalfm.encoders.devices import choose_device
     from frugalfm.tasks import find_splits, read_task
     from frugalfm.tokens.codec import Codec
-    from frugalfm.training.adapters import check_method, merge_adapter
-    from frugalfm.training.labelled import check_encodable
-    from frugalfm.training.presets import PRESETS, find_preset
-    from frugalfm.training.tuned import (
-        evaluate_tuned,
-        make_tunable,
-        save_tuned,
-        write_evaluation,
-    )
-    from frugalfm.training.tuning import TuningRecipe
-    from frugalfm.training.tuning import tune as train
+    from frugalfm.training.adapters import check_method
+    from frugalfm.training.settings import TuningOptions
+    from frugalfm.training.tuned import tune_task
 
+    options = TuningOptions(
+        method=method,
+        merge=merge,
+        preset=preset,
+        pooling=pooling,
+        order=order,
+        start=start,
+        rank=rank,
+        targets=tuple(targets or ()),
+        learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        epochs=epochs,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        validate_every=validate_every,
+        patience=patience,
+        save_every=save_every,
+        precision=precision,
+        seed=seed,
+    )
     check_checkpoint(checkpoint)
     check_method(method)
     place = choose_device(device)
     paths = find_splits(task)
     encoder, tokenizer = load_encoder(checkpoint)
     codec = Codec.from_tokenizer(tokenizer)
-    chosen = find_preset(preset, task, codec.alphabet)
-    known = PRESETS.get(chosen or "")
     labelled = read_task(
         task,
         codec.alphabet,
@@ -162,88 +197,19 @@ def tune(
         too_long=too_long,
         leaks=leaks,
     )
-    if labelled.kind == "token" and max_tokens is not None:
-        raise InputError("--max-tokens would cut the labels of residues; cut the task's sequences")
-    # The presets count DNABERT-2's tokens, of several residues each.
-    if known and max_tokens is None and not codec.per_residue:
-        max_tokens = known.max_tokens
-    check_encodable(labelled, codec, max_tokens)
-    # The preset, then the options on top of it.
-    asked = {"epochs": epochs, "max_steps": max_steps, "warmup_steps": warmup_steps}
-    schedule = asdict(known) if known else {}
-    schedule = {
-        name: schedule.get(name) if value is None else value for name, value in asked.items()
-    }
-    recipe = TuningRecipe(
-        **{name: value for name, value in schedule.items() if value is not None},
-        batch_size=batch_size,
-        batch_tokens=batch_tokens,
-        learning_rate=learning_rate or (3e-5 if method == "full" else 1e-4),
-        weight_decay=weight_decay,
-        validate_every=validate_every,
-        patience=patience,
-        seed=seed,
-        precision=precision,
-    )
-    options = {
-        "method": method,
-        "merge": merge,
-        "rank": rank,
-        "max_tokens": max_tokens,
-        "pooling": pooling,
-    }
-    policies = {"kind": labelled.kind, "leaks": leaks, "too_long": too_long}
-    with open_stage(
-        out,
-        "tuned",
-        policies | options | recipe.identity(),
-        {"checkpoint": checkpoint, **paths},
-        overwrite=overwrite,
-    ) as stage:
+    plan = options.plan(task, labelled, codec, encoder.config.hidden_size)
+    config = {"kind": labelled.kind, "leaks": leaks, "too_long": too_long, **plan.identity()}
+    inputs = {"checkpoint": checkpoint, **paths}
+    with open_stage(out, "tuned", config, inputs, overwrite=overwrite) as stage:
         if stage.done:
             print(f"{out}: already there, made by the same call")
             return out
-        print(_announce(method, recipe, chosen))
-        model = make_tunable(
-            encoder, labelled, method, recipe, pooling=pooling, rank=rank, device=place
+        print(plan.describe())
+        result = tune_task(
+            encoder, tokenizer, labelled, plan, stage.work, state=stage.scratch, device=place
         )
-        tuned = train(model, labelled, recipe, codec, max_tokens)
-        if merge:
-            model = merge_adapter(model)
-        how: dict[str, Any] = {
-            **options,
-            **recipe.identity(),
-            "preset": chosen,
-            "effective_batch_size": batch_size,
-            **tuned.summarise(),
-            "device": str(place),
-        }
-        result = evaluate_tuned(
-            model, labelled, recipe, codec, max_tokens=max_tokens, how={"tuning": how}
-        )
-        save_tuned(model, tokenizer, stage.work, method)
-        write_evaluation(stage.work, result, tuned.history)
         print(_summarise(out, result.metrics))
         return stage.commit(result.metrics)
-
-
-def _check(
-    method: str, merge: bool, rank: int | None, max_tokens: int | None, weight_decay: float
-) -> None:
-    if weight_decay < 0:
-        raise InputError(f"--weight-decay must be at least 0, not {weight_decay}")
-    if max_tokens is not None and max_tokens < 3:
-        raise InputError(f"--max-tokens must be at least 3, not {max_tokens}")
-    if method == "full" and (merge or rank is not None):
-        raise InputError("--merge and --rank belong to adapters, and --method full makes none")
-
-
-def _announce(method: str, recipe: Any, preset: str | None) -> str:
-    return (
-        f"{method}: seed {recipe.seed}, effective batch size {recipe.batch_size}, "
-        f"learning rate {recipe.learning_rate:g}, at most {recipe.epochs} epochs; "
-        f"preset {preset or 'none'}"
-    )
 
 
 def _summarise(out: Path, metrics: dict[str, Any]) -> str:
@@ -257,6 +223,12 @@ def _summarise(out: Path, metrics: dict[str, Any]) -> str:
         + (", stopped early" if tuning["stopped_early"] else "")
         + f", {tuning['seconds']:.0f} s",
     ]
+    if start := tuning["started_from"]:
+        metric = tuning["chosen_by"].split()[-1]
+        lines.append(
+            f"  dev {metric} {metrics['dev'][metric]['value']:.4f}; the probe that the head "
+            f"started as had {start['value']:.4f} ({start['seconds']:.0f} s)"
+        )
     lines += describe_scores(metrics)
     if tuning["shortened"]:
         lines.append(f"  cut to {tuning['max_tokens']} tokens: {tuning['shortened']:,} of train")
