@@ -20,7 +20,10 @@ VERBS = (
     "build",
     "import_checkpoint",
     "pretrain",
+    "convert",
     "score",
+    "estimate",
+    "cluster",
     "select",
     "tune",
     "embed",
@@ -32,8 +35,11 @@ VERBS = (
 
 if TYPE_CHECKING:
     from frugalfm.verbs.build import build as build
+    from frugalfm.verbs.cluster import cluster as cluster
+    from frugalfm.verbs.convert import convert as convert
     from frugalfm.verbs.demo import demo as demo
     from frugalfm.verbs.embed import embed as embed
+    from frugalfm.verbs.estimate import estimate as estimate
     from frugalfm.verbs.evaluate import evaluate as evaluate
     from frugalfm.verbs.import_checkpoint import import_checkpoint as import_checkpoint
     from frugalfm.verbs.outliers import outliers as outliers

@@ -72,7 +72,7 @@ class Rates:
 
     def total(self, shapes: Shapes) -> float:
         """Seconds of all batches; beyond the measured widths the nearest one's rate holds."""
-        rates = np.interp(np.log(shapes.widths), np.log(self.widths), self.seconds)
+        rates = np.interp(shapes.widths, self.widths, self.seconds)
         return float(shapes.weight * (shapes.tokens * rates).sum())
 
 
@@ -109,21 +109,21 @@ class Cost:
 
 
 def choose_widths(shapes: Shapes, count: int) -> np.ndarray:
-    """Choose batches to measure: the widest first, then spread evenly over the tokens.
+    """Choose batches to measure: from the widest to the narrowest, in even ratios.
 
     Returns
     -------
     ndarray
-        int64 numbers of at most `count` batches of different widths.
+        int64 numbers of at most `count` batches, all of different widths.
     """
-    order = np.argsort(shapes.widths, kind="stable")
-    share = np.cumsum(shapes.tokens[order]) / shapes.tokens.sum()
-    # The middles of as many equal shares, and both ends.
-    wanted = np.concatenate([[1.0], (np.arange(count - 2) + 0.5) / max(count - 2, 1), [0.0]])
-    places = np.minimum(np.searchsorted(share, wanted), len(order) - 1)
-    chosen = order[places]
+    # A rest of a few sequences tells little of a full batch of that width.
+    full = np.flatnonzero(shapes.tokens >= shapes.tokens.max() / 2)
+    widths = shapes.widths[full]
+    wanted = np.geomspace(widths.max(), widths.min(), count)
+    chosen = full[np.argmin(abs(np.log(widths) - np.log(wanted)[:, None]), axis=1)]
     _, first = np.unique(shapes.widths[chosen], return_index=True)
-    return chosen[np.sort(first)]
+    found: np.ndarray = chosen[np.sort(first)]
+    return found
 
 
 def repeat_measures(

@@ -176,6 +176,10 @@ def probe_scoring(
     batches = [[sample.tokens[row] for row in plan[number]] for number in chosen]
     with watch_memory(gradients.device) as peaks:
         fisher = estimate_fisher(gradients, sample.tokens[:_FISHER], recipe)
+        first = _time(lambda: score_sequences(gradients, fisher, batches[0], recipe), clock)
+        if first * 2 * len(chosen) > seconds:
+            few = np.unique([0, len(chosen) // 2, len(chosen) - 1])
+            chosen, batches = chosen[few], [batches[number] for number in few]
 
         def run(number: int) -> None:
             score_sequences(gradients, fisher, batches[number], recipe)
@@ -244,12 +248,16 @@ def probe_training(
 
     saved: list[int] = []
     with watch_memory(device) as peaks:
-        _, saving, first = run([chosen[len(chosen) // 2], chosen[0], chosen[0]], save_every=2)
-        if first * 2 * len(chosen) > seconds:
-            chosen = chosen[np.unique([0, len(chosen) // 2])]
-        rounds = int(np.clip(seconds / (first * len(chosen)), 1, 50))
-        # The first step makes the optimizer's state.
-        measured = run([chosen[0], *np.tile(chosen, rounds)])[1:]
+        middle = chosen[len(chosen) // 2]
+        begun, saving, first = run([middle, chosen[0], chosen[0]], save_every=2)
+        if first * 4 > seconds:
+            chosen, measured = np.array([middle, chosen[0]]), [begun, first]
+        else:
+            few = min(len(chosen), int(seconds / (2 * first)))
+            chosen = chosen[np.linspace(0, len(chosen) - 1, few).astype(np.int64)]
+            rounds = int(np.clip(seconds / (first * len(chosen)), 2, 50))
+            # The first step makes the optimizer's state.
+            measured = run([chosen[0], *np.tile(chosen, rounds)])[1:]
         validating = [_time(lambda: validate(model, data, recipe, device), clock) for _ in range(3)]
     by_batch = [measured[place :: len(chosen)] for place in range(len(chosen))]
     validated = int((sample.lengths[:_VALIDATED] + SPECIALS).sum())
