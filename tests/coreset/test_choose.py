@@ -1,8 +1,6 @@
 """Every strategy against an oracle in plain Python, and against its promises on nasty scores."""
 
-import hashlib
 from collections import Counter
-from fractions import Fraction
 from math import floor
 
 import numpy as np
@@ -10,71 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection_oracle import STRATEGIES, Oracle
 
-from frugalfm.coreset import choose_rows, write_selection
-from frugalfm.coreset.choose import _choose
-from frugalfm.coreset.pool import open_pool
+from frugalfm.coreset import Choice, choose_rows, write_selection
 from frugalfm.errors import InputError
-
-STRATEGIES = ("random", "top-influence", "top-influence-by-length", "coverage")
-
-
-# The oracle: lists and sorting, from the published descriptions.
-
-
-def digest(row, seed, purpose=""):
-    return hashlib.md5(f"{purpose}{seed}:s{row}".encode()).hexdigest()
-
-
-def by_influence(rows, scores, seed):
-    return sorted(rows, key=lambda row: (-scores[row], digest(row, seed)))
-
-
-def oracle(strategy, scores, lengths, budget, seed, strata=50, drop=0.1):
-    scores = [float(np.float32(score)) for score in scores]
-    rows = range(len(scores))
-    if strategy == "random":
-        return sorted(sorted(rows, key=lambda row: digest(row, seed))[:budget])
-    if strategy == "top-influence":
-        return sorted(by_influence(rows, scores, seed)[:budget])
-    if strategy == "top-influence-by-length":
-        return oracle_by_length(scores, lengths, budget, seed)
-    return oracle_coverage(scores, budget, seed, strata, drop)
-
-
-def oracle_by_length(scores, lengths, budget, seed):
-    bins = {}
-    for row, length in enumerate(lengths):
-        # sqrt(2)^bin <= length, so 2^bin <= length^2
-        bins.setdefault((int(length) ** 2).bit_length() - 1, []).append(row)
-    shares = {number: Fraction(budget * len(rows), len(scores)) for number, rows in bins.items()}
-    quotas = {number: floor(share) for number, share in shares.items()}
-    for number in sorted(bins, key=lambda b: (quotas[b] - shares[b], b)):
-        if sum(quotas.values()) < budget:
-            quotas[number] += 1
-    return sorted(
-        row for b, rows in bins.items() for row in by_influence(rows, scores, seed)[: quotas[b]]
-    )
-
-
-def oracle_coverage(scores, budget, seed, strata, drop):
-    dropped = floor(Fraction(str(drop)) * len(scores))
-    hardest = sorted(range(len(scores)), key=lambda row: (-scores[row], digest(row, seed, "drop:")))
-    kept = hardest[dropped:]
-    low, high = min(scores[row] for row in kept), max(scores[row] for row in kept)
-    members = {}
-    for row in kept:
-        width = (high - low) / strata
-        stratum = min(strata - 1, floor((scores[row] - low) / width)) if width else 0
-        members.setdefault(stratum, []).append(row)
-    chosen, remaining = [], budget
-    smallest_first = [members[s] for s in sorted(members, key=lambda s: (len(members[s]), s))]
-    for left, of_stratum in zip(range(len(members), 0, -1), smallest_first, strict=True):
-        take = min(len(of_stratum), remaining // left)
-        remaining -= take
-        chosen += sorted(of_stratum, key=lambda row: digest(row, seed))[:take]
-    assert remaining == 0
-    return sorted(chosen)
 
 
 def rows_of(table):
@@ -92,11 +29,12 @@ def test_agrees_with_the_oracle(write_scores, strategy, kind):
         "constant": np.full(700, 2.5),
         "negative": -rng.lognormal(0, 1, 700),
     }[kind]
-    lengths = rng.integers(1, 300, 700)
-    files = write_scores(scores, lengths, parts=3)
+    lengths, losses = rng.integers(1, 300, 700), rng.integers(1, 40, 700) / 8
+    files = write_scores(scores, lengths, parts=3, losses=losses)
+    oracle = Oracle(scores, lengths, losses, seed=11)
     for budget in (1, 60, 333, 630):
         found = choose_rows(files, strategy, budget, seed=11)
-        assert rows_of(found) == oracle(strategy, scores, lengths, budget, 11)
+        assert rows_of(found) == oracle.choose(strategy, budget)
 
 
 def test_coverage_as_worked_by_hand(write_scores):
@@ -128,6 +66,7 @@ def test_survivors_of_a_tied_cut_are_drawn_evenly(write_scores):
 nasty = st.one_of(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=60),
     st.lists(st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, 3.4e38, -3.4e38]), min_size=1),
+    st.lists(st.sampled_from([-0.0, -1e-45, -1e-41, 0.0, 1e-41]), min_size=1, max_size=40),
     st.lists(st.sampled_from([1.0, 1.0000001, 2.0]), min_size=1, max_size=80),
     st.integers(1, 60).map(lambda n: [float(2.0 ** (4 * i - 120)) for i in range(n)]),
 )
@@ -137,34 +76,65 @@ nasty = st.one_of(
 @given(scores=nasty, strategy=st.sampled_from(STRATEGIES), data=st.data())
 def test_exactly_the_budget_without_repeats(write_scores, scores, strategy, data):
     drop = data.draw(st.sampled_from([0.0, 0.1, 0.5]))
-    most = len(scores) - (floor(drop * len(scores)) if strategy == "coverage" else 0)
+    covers = strategy.startswith("coverage")
+    most = len(scores) - (floor(drop * len(scores)) if covers else 0)
     budget = data.draw(st.integers(1, most))
     strata = data.draw(st.sampled_from([1, 3, 50]))
     lengths = data.draw(st.lists(st.integers(1, 99), min_size=len(scores), max_size=len(scores)))
-    files = write_scores(scores, lengths, parts=min(2, len(scores)))
+    losses = data.draw(st.permutations(scores))
+    files = write_scores(scores, lengths, parts=min(2, len(scores)), losses=losses)
     rows = rows_of(choose_rows(files, strategy, budget, strata=strata, drop_hardest=drop))
     assert len(rows) == len(set(rows)) == budget
     assert rows == sorted(rows)
     assert set(rows) <= set(range(len(scores)))
-    assert rows == oracle(strategy, scores, lengths, budget, 0, strata, drop)
+    oracle = Oracle(scores, lengths, losses, strata=strata, drop=drop)
+    assert rows == oracle.choose(strategy, budget)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_order_and_number_of_parts_do_not_matter(write_scores, strategy):
+def test_order_and_number_of_parts_do_not_matter(write_scores, strategy, monkeypatch):
     rng = np.random.default_rng(5)
     scores, lengths = rng.lognormal(0, 2, 900).round(1), rng.integers(1, 400, 900)
+    losses = rng.random(900).round(2)
     ids = [f"s{i}" for i in range(900)]
-    first = choose_rows(write_scores(scores, lengths), strategy, "10%", seed=4)
-    scattered = write_scores(scores, lengths, parts=7, order=rng.permutation(900))
+    first = choose_rows(write_scores(scores, lengths, losses=losses), strategy, "10%", seed=4)
+    scattered = write_scores(scores, lengths, losses=losses, parts=7, order=rng.permutation(900))
     assert choose_rows(scattered[::-1], strategy, "10%", seed=4).equals(first)
     # Other row numbers (shards built in another order): the same ids all the same.
-    renumbered = write_scores(scores, lengths, ids, rows=rng.permutation(900))
+    renumbered = write_scores(scores, lengths, ids, losses=losses, rows=rng.permutation(900))
     found = choose_rows(renumbered, strategy, 90, seed=4)["id"].to_pylist()
     assert sorted(found) == sorted(first["id"].to_pylist())
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_threads_blocks_and_memory_do_not_matter(write_scores, strategy, monkeypatch):
+    rng = np.random.default_rng(6)
+    scores = rng.lognormal(0, 2, 5000).round(1)
+    files = write_scores(scores, rng.integers(1, 400, 5000), parts=9, losses=rng.random(5000))
+    first = choose_rows(files, strategy, "10%")
+    for threads, rows, memory in ((1, 1 << 15, "1GB"), (5, 100, "1GB"), (2, 999, "1KB")):
+        monkeypatch.setattr("os.cpu_count", lambda threads=threads: threads)
+        monkeypatch.setattr("frugalfm.coreset.pool.MOST_ROWS", rows)
+        assert choose_rows(files, strategy, "10%", memory_limit=memory).equals(first)
+
+
+def test_what_is_chosen_is_frozen(write_scores):
+    """The same in every version, on every machine: these were chosen once and for all."""
+    files = write_scores(np.arange(1000) // 100)
+    assert rows_of(choose_rows(files, "random", 5, seed=1)) == FROZEN["random"]
+    assert rows_of(choose_rows(files, "coverage", 5, seed=1, strata=5)) == FROZEN["coverage"]
+    assert rows_of(choose_rows(files, "top-influence", 5, seed=1)) == FROZEN["top-influence"]
+
+
+FROZEN = {
+    "random": [20, 136, 246, 621, 873],
+    "coverage": [20, 246, 432, 621, 873],
+    "top-influence": [953, 983, 985, 996, 999],
+}
+
+
 def test_seeds_differ_where_there_is_a_draw(write_scores):
-    files = write_scores(np.arange(500) // 100)
+    files = write_scores(np.arange(500) // 100, losses=np.arange(500) // 100)
     for strategy in STRATEGIES:
         once, again, other = (
             rows_of(choose_rows(files, strategy, 50, seed=seed)) for seed in (1, 1, 2)
@@ -174,14 +144,13 @@ def test_seeds_differ_where_there_is_a_draw(write_scores):
 
 @pytest.mark.parametrize("strategy", ["random", "coverage"])
 def test_draws_are_uniform(write_scores, strategy):
-    # 150 draws of 40 from 120 rows (for coverage: 20 from each of two strata of 60).
-    size, budget, draws = 120, 40, 150
+    # 60 draws of 40 from 120 rows (for coverage: 20 from each of two strata of 60).
+    size, budget, draws = 120, 40, 60
     files = write_scores(np.repeat([1.0, 2.0], 60))
     counts = np.zeros(size)
-    with open_pool(files) as pool:
-        for seed in range(draws):
-            _choose(pool, strategy, budget, seed, 2, 0.0)
-            np.add.at(counts, [row for (row,) in pool.query("SELECT row FROM chosen")], 1)
+    for seed in range(draws):
+        found = choose_rows(files, strategy, budget, seed=seed, strata=2, drop_hardest=0.0)
+        np.add.at(counts, rows_of(found), 1)
     share = budget / size
     statistic = ((counts - draws * share) ** 2).sum() / (draws * share * (1 - share))
     # Chi-square with 119 (118) degrees of freedom: mean 119, standard deviation 15.4.
@@ -204,7 +173,8 @@ def test_little_memory_is_enough(write_scores):
 
 def test_written_and_returned_selections_are_the_same(write_scores, tmp_path):
     files = write_scores(np.random.default_rng(0).normal(0, 2, 400))
-    report = write_selection(files, tmp_path / "s.parquet", "coverage", "10%", seed=9)
+    choice = Choice("coverage", "10%", seed=9)
+    report = write_selection(files, tmp_path / "s.parquet", choice)
     written = pq.read_table(tmp_path / "s.parquet")
     assert written.equals(choose_rows(files, "coverage", 40, seed=9).cast(written.schema))
     assert [str(field.type) for field in written.schema] == ["string", "int64", "float", "int32"]
@@ -217,3 +187,40 @@ def test_written_and_returned_selections_are_the_same(write_scores, tmp_path):
 def test_unknown_strategy_is_refused(write_scores):
     with pytest.raises(InputError, match="no such strategy"):
         choose_rows(write_scores([1.0]), "best", 1)
+
+
+def test_log_strata_hold_heavy_tails(write_scores):
+    """Where strata of equal width collapse, log-strata take as many from each."""
+    scores = np.random.default_rng(0).lognormal(0, 2, 20_000)
+    files = write_scores(scores)
+    counts = {}
+    for strategy in ("coverage", "coverage-log"):
+        chosen = choose_rows(files, strategy, 1000, drop_hardest=0)
+        counts[strategy] = Counter(chosen["stratum"].to_pylist())
+    assert len(counts["coverage"]) < 25
+    assert len(counts["coverage-log"]) >= 45
+    # A sequence at random from the tail is likelier to be chosen than one from the middle.
+    assert max(counts["coverage-log"].values()) < 40
+
+
+def test_log_strata_of_scores_that_are_not_positive(write_scores):
+    table = choose_rows(
+        write_scores([-5, 0, 1e-9, 2, 20, 100]), "coverage-log", 6, strata=6, drop_hardest=0
+    )
+    assert table["stratum"].to_pylist() == [0, 0, 0, 4, 5, 5]
+    table = choose_rows(write_scores([-5, -3, 0]), "coverage-log", 2, drop_hardest=0)
+    assert table["stratum"].to_pylist() == [0, 0]
+
+
+def test_loss_strategies_as_worked_by_hand(write_scores):
+    files = write_scores(np.ones(9), losses=[5, 1, 4, 2, 3, 9, 8, 7, 6])
+    assert rows_of(choose_rows(files, "top-loss", 3)) == [5, 6, 7]
+    assert rows_of(choose_rows(files, "bottom-loss", 2)) == [1, 3]
+    assert rows_of(choose_rows(files, "middle-loss", 3)) == [0, 2, 8]
+
+
+def test_a_loss_that_is_not_finite(write_scores):
+    files = write_scores(np.ones(9), losses=[1, 2, np.nan, 3, 4, 5, 6, 7, 8])
+    with pytest.raises(InputError, match=r"row 2 .*loss nan"):
+        choose_rows(files, "top-loss", 3)
+    assert len(choose_rows(files, "random", 3)) == 3

@@ -24,7 +24,7 @@ def test_a_score_that_is_not_finite_is_named(write_scores, bad, strategy):
 def test_a_null_is_named(write_scores):
     [file] = write_scores(np.ones(5))
     table = pq.read_table(file)
-    for column, words in (("influence", "None"), ("length", "lack an id, row or length")):
+    for column, words in (("influence", "None"), ("length", "lacks its length")):
         values = pa.array([1, None, 1, 1, 1], table[column].type)
         place = table.schema.get_field_index(column)
         pq.write_table(table.set_column(place, column, values), file)

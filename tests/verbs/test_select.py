@@ -71,9 +71,32 @@ def content(folder: Path) -> dict[str, dict]:
     return {row["id"]: row for row in rows}
 
 
-@pytest.mark.parametrize(
-    "strategy", ["random", "top-influence", "top-influence-by-length", "coverage"]
+def make_clusters(folder: Path, data: Path, cluster, complexity=None) -> Path:
+    stage = open_stage(folder, "clusters", {}, {"shards": data})
+    for number, rows in enumerate(np.array_split(np.arange(len(cluster)), 2)):
+        complexities = np.ones(len(cluster)) if complexity is None else complexity
+        part = {
+            "row": pa.array(rows, pa.int64()),
+            "cluster": pa.array(np.asarray(cluster)[rows], pa.int64()),
+            "complexity": pa.array(complexities[rows], pa.float32()),
+        }
+        pq.write_table(pa.table(part), stage.work / f"part-{number:05d}.parquet")
+    return stage.commit({})
+
+
+STRATEGIES = (
+    "random",
+    "top-influence",
+    "top-influence-by-length",
+    "coverage",
+    "coverage-log",
+    "top-loss",
+    "middle-loss",
+    "bottom-loss",
 )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_coreset_is_shards_again(tmp_path, data, scores, strategy, capsys):
     out = frugalfm.select(scores, budget="12%", strategy=strategy, out=tmp_path / "coreset")
     coreset, pool = content(out), content(data)
@@ -91,10 +114,12 @@ def test_a_coreset_is_shards_again(tmp_path, data, scores, strategy, capsys):
     assert sum(stratum["chosen"] for stratum in report["strata"]) == BUDGET
     manifest = read_manifest(out, "coreset")
     assert set(manifest["inputs"]) == {"scores", "shards"}
+    assert manifest["summary"]["composition"]["chosen"]["sequences"] == BUDGET
+    assert (out / "selection.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out.splitlines()
     assert printed == manifest["summary"]["report"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["manifest.json", "occupancy.json", "selection.parquet"]
+        ["manifest.json", "occupancy.json", "selection.parquet", "selection.png"]
         + [part["file"] for part in manifest["summary"]["parts"]]
     )
 
@@ -121,6 +146,55 @@ def test_top_influence_of_the_pool(tmp_path, data):
     again = make_scores(tmp_path / "again", out, np.arange(20))
     out = frugalfm.select(again, budget="5", strategy="top-influence", out=tmp_path / "smaller")
     assert list(content(out)) == [f"s{i}" for i in range(495, 500)]
+
+
+def test_clusters_complexity_and_sources(tmp_path, data, scores, capsys):
+    cluster = np.arange(SIZE) // 5
+    complexity = np.random.default_rng(0).random(SIZE)
+    clusters = make_clusters(tmp_path / "clusters", data, cluster, complexity)
+    words = ["select", str(scores), "--budget", "20", "--strategy", "top-influence"]
+    words += ["--clusters", str(clusters), "--max-per-cluster", "1", "--min-complexity", "0.5"]
+    words += ["--source", "family", "--mixture", "f0=3,f1=1", "--out", str(tmp_path / "coreset")]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "beyond 1 of a cluster" in printed
+    assert "f0" in printed
+    rows = pq.read_table(tmp_path / "coreset/selection.parquet")["row"].to_numpy()
+    assert len(set(cluster[rows])) == len(rows) == 20
+    assert complexity[rows].min() >= 0.5
+    assert np.bincount(rows % 7).tolist() == [15, 5]
+    manifest = read_manifest(tmp_path / "coreset")
+    assert set(manifest["inputs"]) == {"scores", "shards", "clusters"}
+    assert manifest["summary"]["composition"]["sources"]["f0"]["chosen"] == 15
+    words[words.index("20")] = "400"
+    assert main([*words[:-1], str(tmp_path / "more")]) == 2
+    assert "choose at most" in capsys.readouterr().err
+
+
+def test_sources_from_a_table(tmp_path, data, scores):
+    table = tmp_path / "groups.tsv"
+    table.write_text("id\tkind\n" + "".join(f"s{i}\t{'ab'[i % 2]}\n" for i in range(SIZE)))
+    options = {"budget": "30", "strategy": "random", "out": tmp_path / "coreset"}
+    with pytest.raises(InputError, match="--groups needs --source"):
+        frugalfm.select(scores, **options, groups=table)
+    with pytest.raises(InputError, match="no column 'kind'; there are: id, sequence, length"):
+        frugalfm.select(scores, **options, source="kind")
+    with pytest.raises(InputError, match="no such file"):
+        frugalfm.select(scores, **options, source="kind", groups=tmp_path / "no.tsv")
+    out = frugalfm.select(scores, **options, source="kind", groups=table, mixture="equal")
+    rows = pq.read_table(out / "selection.parquet")["row"].to_numpy()
+    assert (rows % 2).sum() == 15
+
+
+def test_clusters_of_other_shards_are_refused(tmp_path, data, scores):
+    other = frugalfm.select(scores, budget="9", strategy="random", out=tmp_path / "other")
+    options = {"budget": "5", "strategy": "random", "out": tmp_path / "coreset"}
+    clusters = make_clusters(tmp_path / "clusters", other, np.zeros(9))
+    with pytest.raises(InputError, match="not made from the shards that were scored"):
+        frugalfm.select(scores, **options, clusters=clusters, max_per_cluster=1)
+    with pytest.raises(InputError, match="not \\(clusters\\)"):
+        frugalfm.select(scores, **options, clusters=scores)
+    assert not (tmp_path / "coreset").exists()
 
 
 def test_shards_that_have_moved(tmp_path, data, scores):

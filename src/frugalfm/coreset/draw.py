@@ -1,134 +1,306 @@
-"""Exact uniform draws without replacement: hash bottom-k."""
+"""Exact uniform draws without replacement, in one pass: hash bottom-k."""
 
-# ruff: noqa: S608 - the SQL is made of this room's own text, of numbers and of quoted literals
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from frugalfm.coreset.pool import Pool, literal
+from frugalfm.coreset.ids import Words, hash_ids
+from frugalfm.coreset.order import Numbers
+from frugalfm.coreset.pool import MOST_ROWS, Block, Mask, Pool
+from frugalfm.coreset.strategies import Plan
+from frugalfm.coreset.tally import Tally
 
-__all__ = ["Cell", "draw"]
+__all__ = ["Drawn", "draw"]
 
-_HASH_BITS = 128
-_BEYOND_EVERY_HASH = "g"
-_Bounds = tuple[str | None, str | None]
+Places = npt.NDArray[np.int64]
+_HIGHEST = (1 << 64) - 1
+_LAST = np.iinfo(np.int64).max
+_WRITE = 1 << 16  # rows at a time
 
 
-class Cell(NamedTuple):
-    """Rows that are alike for a strategy: how many there are, and how many of them to draw."""
+@dataclass(frozen=True)
+class Drawn:
+    """Candidates in a file, and the last (hash, place) that is drawn from each cell."""
 
-    number: int
-    population: int
-    quota: int
+    path: Path
+    hashes: Words
+    places: npt.NDArray[np.int64]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield what was drawn, in ascending order of ``place``."""
+        with pa.OSFile(str(self.path)) as file, pa.ipc.open_stream(file) as reader:
+            for batch in reader:
+                cell, own = batch["cell"].to_numpy(), batch["hash"].to_numpy()
+                limit = self.hashes[cell]
+                drawn = (own < limit) | (
+                    (own == limit) & (batch["place"].to_numpy() <= self.places[cell])
+                )
+                yield batch if drawn.all() else batch.filter(pa.array(drawn))
+
+
+@dataclass
+class _Bounds:
+    """Hashes between which the last drawn hash of each cell is expected."""
+
+    low: Words
+    high: Words
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Bounds:
+        cells = list(zip(plan.populations.tolist(), plan.quotas.tolist(), strict=True))
+        found = [_expected(*cell) for cell in cells]
+        return cls(*(np.array(ends, np.uint64) for ends in zip(*found, strict=True)))
+
+
+def _expected(population: int, quota: int) -> tuple[int, int]:
+    """Enclose the quota-th smallest of so many hashes, with six standard deviations."""
+    if quota in {0, population}:
+        return 0, 0
+    margin = 6 * math.sqrt(quota) + 20
+    return tuple(
+        min(max(int((quota + sign * margin) / population * 2**64), 0), _HIGHEST) for sign in (-1, 1)
+    )  # type: ignore[return-value]
 
 
 def draw(
-    pool: Pool, relation: str, cells: Sequence[Cell], *, seed: int, into: str, purpose: str = ""
-) -> None:
-    """Draw each cell's quota, uniformly, into a temporary table.
+    pool: Pool,
+    plan: Plan,
+    *,
+    seed: int,
+    purpose: str = "",
+    carry: Sequence[str] = (),
+    tally: Tally | None = None,
+    among: Sequence[int] | None = None,
+) -> Drawn:
+    """Draw each cell's quota, uniformly.
 
-    Hash bottom-k: a cell gives the rows with the smallest ``md5("{purpose}{seed}:{id}")``
-    (equal ids: the smallest rows). MD5 because, unlike DuckDB's own hash, it is the same in every
-    version and on every machine; being of the id, the draw does not depend on the order or number
-    of files, and draws of parts can be merged.
+    Hash bottom-k: a cell gives the rows with the smallest hash of their id and the seed (equal
+    hashes: the first rows). Being of the id, the draw does not depend on the order or number of
+    files, and draws of parts can be merged.
 
-    Only rows under a hash threshold a little above the expected one are kept, and the few too
-    many are then taken away again, so nothing but those few is ever sorted.
+    Rows whose hash is under a bound a little above the expected last one become candidates and go
+    to a file; only hashes near the expected last one are held in memory and sorted.
 
     Parameters
     ----------
     pool
         The scores.
-    relation
-        SQL with the columns ``id, row, cell`` and any others, which the table gets too.
-    cells
-        The population and quota of each cell; other cells give nothing.
+    plan
+        What to draw.
     seed
         Another seed, another draw.
-    into
-        Name of the table, replaced if it is there.
     purpose
         Makes draws with one seed independent of each other.
+    carry
+        Columns that the candidates keep.
+    tally
+        Counts the pool on the way; needs its columns to be carried.
+    among
+        Row groups to draw from; all by default.
     """
-    cells = [cell for cell in cells if cell.quota > 0]
-    bounds = {cell.number: _hash_bounds(cell) for cell in cells}
-    _keep_below(pool, relation, cells, bounds, f"{purpose}{seed}:", into)
-    if missed := _missed(pool, cells, into):
+    bounds = _Bounds.of(plan)
+    while True:
+        path = pool.scratch / f"candidates-{purpose}"
+        search = _Search(pool, plan, bounds, seed, purpose, carry)
+        drawn, missed = _attempt(pool, search, path, tally, among)
+        if not len(missed):
+            return drawn
         # Beyond six standard deviations, or many equal ids: look at the whole of those cells.
-        bounds |= dict.fromkeys(missed, ("", _BEYOND_EVERY_HASH))
-        _keep_below(pool, relation, cells, bounds, f"{purpose}{seed}:", into)
-    pool.query(
-        f"DELETE FROM {into} WHERE row IN (WITH surplus AS ("
-        "  SELECT cell, count(*) - any_value(quota) AS too_many"
-        f" FROM {into} JOIN bounds USING (cell) GROUP BY cell)"
-        " SELECT row FROM (SELECT row, too_many,"
-        "  row_number() OVER (PARTITION BY cell ORDER BY hash DESC, row DESC) AS place"
-        f" FROM {into} JOIN bounds USING (cell) JOIN surplus USING (cell) WHERE hash > low)"
-        " WHERE place <= too_many)"
-    )
+        bounds.low[missed], bounds.high[missed] = 0, _HIGHEST
+        tally = None
 
 
-def _hash_bounds(cell: Cell) -> _Bounds:
-    """Hashes that enclose the quota-th smallest of the cell; None where all of it is taken."""
-    if cell.quota == cell.population:
-        return None, None
-    margin = 6 * math.sqrt(cell.quota) + 20
-    low, high = cell.quota - margin, cell.quota + margin
-    return _hash_at(low / cell.population), _hash_at(high / cell.population)
+def _attempt(
+    pool: Pool, search: _Search, path: Path, tally: Tally | None, among: Sequence[int] | None
+) -> tuple[Drawn, npt.NDArray[np.int64]]:
+    def look(blocks: Iterator[Block]) -> tuple[pa.Table | None, Tally | None]:
+        seen = Tally(len(tally.sources)) if tally is not None else None
+        found = []
+        for block in blocks:
+            if seen is not None:
+                seen.add(block.columns)
+            if (columns := search.candidates(block)) is not None:
+                found.append(columns)
+        return _as_table(found) if found else None, seen
+
+    counts = _Counts(search.bounds)
+    with _Writer(path) as writer:
+        for found, seen in pool.map(look, search.columns, desc="draw", among=among):
+            if tally is not None and seen is not None:
+                tally.merge(seen)
+            if found is not None:
+                counts.add(found)
+                writer.write(found)
+    hashes, places, missed = counts.limits(search.plan)
+    return Drawn(path, hashes, places), missed
 
 
-def _hash_at(share: float) -> str:
-    if share <= 0:
-        return ""
-    if share >= 1:
-        return _BEYOND_EVERY_HASH
-    return f"{int(share * 2**_HASH_BITS):0{_HASH_BITS // 4}x}"
+class _Memory(threading.local):
+    """Of a thread, for the hashes of a block: fresh memory would cost as much as they do."""
+
+    def __init__(self) -> None:
+        self.hashes = np.empty(MOST_ROWS, np.uint64)
 
 
-def _keep_below(
-    pool: Pool,
-    relation: str,
-    cells: Sequence[Cell],
-    bounds: Mapping[int, _Bounds],
-    prefix: str,
-    into: str,
-) -> None:
-    """Fill the table with the rows whose hash is at most their cell's upper bound."""
-    pool.make_table(
-        "bounds",
-        pa.table(
-            {
-                "cell": [cell.number for cell in cells],
-                "quota": [cell.quota for cell in cells],
-                "low": pa.array((bounds[cell.number][0] for cell in cells), pa.string()),
-                "high": pa.array((bounds[cell.number][1] for cell in cells), pa.string()),
-            }
-        ),
-    )
-    pool.query(
-        f"CREATE OR REPLACE TEMP TABLE {into} AS SELECT * FROM ("
-        f" SELECT r.*, high, CASE WHEN high IS NULL THEN '' ELSE md5({literal(prefix)} || id) END"
-        f" AS hash FROM ({relation}) AS r JOIN bounds USING (cell))"
-        " WHERE hash <= coalesce(high, '')"
-    )
+_memory = _Memory()
 
 
-def _missed(pool: Pool, cells: Sequence[Cell], into: str) -> list[int]:
-    """Cells whose quota-th smallest hash is not between their bounds after all."""
-    counts = {
-        cell: (sure, found)
-        for cell, sure, found in pool.query(
-            f"SELECT cell, count(*) FILTER (hash <= low), count(*)"
-            f" FROM {into} JOIN bounds USING (cell) GROUP BY cell"
-        )
-    }
-    missed = []
-    for cell in cells:
-        sure, found = counts.get(cell.number, (0, 0))
-        if not sure <= cell.quota <= found:
-            missed.append(cell.number)
-    return missed
+def _as_table(found: Sequence[dict[str, Any]]) -> pa.Table:
+    columns = {}
+    for name in found[0]:
+        own = [columns[name] for columns in found]
+        joined = pa.concat_arrays(own).cast(pa.string()) if name == "id" else np.concatenate(own)
+        columns[name] = pa.array(joined)
+    return pa.table(columns)
+
+
+class _Search:
+    """Finds candidates: rows of a block whose hash is within the bounds of their cell."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        plan: Plan,
+        bounds: _Bounds,
+        seed: int,
+        purpose: str,
+        carry: Sequence[str],
+    ):
+        self.plan, self.bounds, self._carry = plan, bounds, carry
+        self._seed, self._purpose = seed, purpose
+        self._first_row = pool.first_row
+        columns = list(dict.fromkeys([*plan.columns, *carry, "id"]))
+        # Consecutive rows are known from the places.
+        self.columns = [c for c in columns if c != "row" or pool.first_row is None]
+        whole, some = plan.quotas == plan.populations, plan.quotas > 0
+        # The last entry is for rows of no cell, -1.
+        self._takes, self._partly = np.append(some, False), np.append(some & ~whole, False)
+        # The upper 16 bits of a hash exclude nearly all rows, without large arrays in between.
+        upper = (bounds.high >> np.uint64(48)).astype(np.int32) + 1
+        upper = np.where(whole, 1 << 16, upper)
+        self._upper = np.append(np.where(some, upper, 0), 0).astype(np.int32)
+
+    def candidates(self, block: Block) -> dict[str, Any] | None:
+        """Return ``place, cell, hash`` and the columns to carry; None if there are none."""
+        cell = self.plan.cell(block)
+        places, hashes = (self._few if self.plan.ties_only else self._many)(block, cell)
+        own = np.zeros(len(places), np.int32) if cell is None else cell[places]
+        inside = np.flatnonzero(hashes <= self.bounds.high[own])
+        if not len(inside):
+            return None
+        places, hashes, own = places[inside], hashes[inside], own[inside]
+        found: dict[str, Any] = {
+            "place": places + block.start,
+            "cell": own.astype(np.int32),
+            "hash": hashes,
+        }
+        for name in self._carry:
+            if name == "row" and self._first_row is not None:
+                found[name] = found["place"] + self._first_row
+            elif name == "id":
+                found[name] = block[name].take(pa.array(places))
+            else:
+                found[name] = block[name][places]
+        return found
+
+    def _few(self, block: Block, cell: Numbers | None) -> tuple[Places, Words]:
+        """Hash the ids of those rows only that are drawn; 0 for rows of cells that go whole."""
+        wanted = self._takes[_cells(block, cell)]
+        self._exclude(block, wanted)
+        places = np.flatnonzero(wanted)
+        hashes = np.zeros(len(places), np.uint64)
+        drawn = np.flatnonzero(self._partly[_cells(block, cell)[places]])
+        if len(drawn):
+            ids = block["id"].take(pa.array(places[drawn]))
+            hashes[drawn] = hash_ids(ids, self._seed, self._purpose)
+        return places, hashes
+
+    def _many(self, block: Block, cell: Numbers | None) -> tuple[Places, Words]:
+        """Hash all ids."""
+        hashes = hash_ids(block["id"], self._seed, self._purpose, out=_memory.hashes)
+        wanted = hashes.view(np.uint16)[3::4] < self._upper[0 if cell is None else cell]
+        self._exclude(block, wanted)
+        places = np.flatnonzero(wanted)
+        hashes = hashes[places]
+        hashes[~self._partly[0 if cell is None else cell[places]]] = 0
+        return places, hashes
+
+    def _exclude(self, block: Block, wanted: Mask) -> None:
+        if block.eligible is not None:
+            wanted &= block.eligible
+        without = self.plan.without
+        if len(without):
+            first, stop = np.searchsorted(without, (block.start, block.start + block.size))
+            wanted[without[first:stop] - block.start] = False
+
+
+def _cells(block: Block, cell: Numbers | None) -> Numbers:
+    return np.zeros(block.size, np.int32) if cell is None else cell
+
+
+class _Writer:
+    """Writes tables as an Arrow stream, with the schema of the first."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._stream: Any = None
+
+    def __enter__(self) -> _Writer:
+        self._file = pa.OSFile(str(self._path), "wb")
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        if self._stream is None:
+            self._stream = pa.ipc.new_stream(self._file, table.schema)
+        self._stream.write_table(table, max_chunksize=_WRITE)
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            if self._stream is not None:
+                self._stream.close()
+
+
+class _Counts:
+    """How many candidates are surely drawn, and the hashes of those that may be."""
+
+    def __init__(self, bounds: _Bounds):
+        self._bounds = bounds
+        self._sure = np.zeros(len(bounds.low), np.int64)
+        self._near: list[tuple[Any, Any, Any]] = []
+
+    def add(self, found: pa.Table) -> None:
+        cell, hashes = found["cell"].to_numpy(), found["hash"].to_numpy()
+        near = hashes >= self._bounds.low[cell]
+        np.add.at(self._sure, cell[~near], 1)
+        near &= self._bounds.high[cell] > 0
+        self._near.append((cell[near], hashes[near], found["place"].to_numpy()[near]))
+
+    def limits(self, plan: Plan) -> tuple[Words, Places, Places]:
+        """Return the last hash and place drawn of each cell, and cells where they are unknown."""
+        whole = plan.quotas == plan.populations
+        cells = len(whole)
+        nothing = (np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, np.int64))
+        columns = zip(*(self._near or [nothing]), strict=True)
+        cell, hashes, places = (np.concatenate(column) for column in columns)
+        order = np.lexsort((places, hashes, cell))
+        starts, ends = (np.searchsorted(cell[order], np.arange(cells), side=s)
+                        for s in ("left", "right"))  # fmt: skip
+        index = starts + plan.quotas - self._sure - 1
+        partly = (plan.quotas > 0) & ~whole
+        known = (index >= starts - 1) & (index < ends)
+        missed = np.flatnonzero(partly & ~known)
+        last_hash = np.where(whole, np.uint64(_HIGHEST), self._bounds.low)
+        last_place = np.where(whole, _LAST, -1)
+        inside = np.flatnonzero(partly & (index >= starts) & (index < ends))
+        last_hash[inside] = hashes[order[index[inside]]]
+        last_place[inside] = places[order[index[inside]]]
+        return last_hash, last_place, missed

@@ -1,198 +1,304 @@
-"""The pool: score files as one DuckDB view, checked before anything is chosen from it."""
+"""The pool: score files as one stream of blocks, checked before anything is chosen from it."""
 
-# ruff: noqa: S608 - the SQL is made of this room's own text, of numbers and of quoted literals
 from __future__ import annotations
 
-import contextlib
-import re
-import tempfile
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frugalfm.errors import FrugalError, InputError
+from frugalfm.coreset.aligned import Aligned
+from frugalfm.errors import InputError
 from frugalfm.progress import progress
 
-__all__ = ["Pool", "literal", "open_pool"]
+__all__ = [
+    "MOST_ROWS",
+    "SCORES",
+    "Block",
+    "Mask",
+    "Pool",
+    "damaged",
+    "first_if_consecutive",
+    "open_groups",
+]
+
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 # float32 and nothing wider: every difference of two float32 is finite in the float64 used here.
-_COLUMNS: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+SCORES: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "id": ("string", lambda t: pa.types.is_string(t) or pa.types.is_large_string(t)),
     "row": ("int64", pa.types.is_integer),
     "influence": ("float32", pa.types.is_float32),
     "loss": ("float32", pa.types.is_floating),
     "length": ("int32", pa.types.is_integer),
 }
+MOST_ROWS = 1 << 15  # of a block; what numpy works on then stays in the cache
+_MOST_THREADS = 8
 
-_INCOMPLETE = "id IS NULL OR row IS NULL OR length IS NULL"
-_NOT_FINITE = "influence IS NULL OR NOT isfinite(influence)"
+
+class Group(NamedTuple):
+    """A row group of a score file: its rows are ``start`` to ``start + rows - 1`` of the pool."""
+
+    path: Path
+    number: int
+    start: int
+    rows: int
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Checked scores: the view ``scores`` (id, row, influence, loss, length).
+class Block:
+    """Some consecutive rows of the pool.
 
     Attributes
     ----------
-    connection
-        DuckDB, limited in memory; tables made with it live as long as it does.
+    start
+        Position of the first of them; positions count from 0 in the order of ``row``.
     size
-        Number of sequences; each has its own row and a finite influence.
-    progress
-        Counts queries: how many there will be depends on the scores.
+        How many.
+    columns
+        Arrays of that size; ``id`` is an Arrow array.
+    eligible
+        Which of them may be chosen; None for all.
     """
 
-    connection: Any
+    start: int
     size: int
-    progress: Any
+    columns: dict[str, Any]
+    eligible: Mask | None = None
 
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows."""
-        rows: list[tuple[Any, ...]] = self.connection.execute(sql).fetchall()
-        self.progress.update()
-        return rows
-
-    def make_table(self, name: str, content: pa.Table) -> None:
-        """Make a temporary table, in place of an earlier one of that name."""
-        self.connection.register("content", content)
-        self.query(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM content")
-        self.connection.unregister("content")
+    def __getitem__(self, column: str) -> Any:
+        return self.columns[column]
 
 
-@contextlib.contextmanager
-def open_pool(
-    score_files: Sequence[Path], *, memory_limit: str = "1GB", scratch: Path | None = None
-) -> Iterator[Pool]:
-    """Open score files for selection.
+@dataclass
+class Pool:
+    """Scores in ascending order of their rows.
 
-    Parameters
+    Attributes
     ----------
-    score_files
-        Parquet parts, in any order.
-    memory_limit
-        What DuckDB may hold in memory; beyond it, it writes to `scratch`.
+    groups
+        The row groups, in that order.
+    size
+        Number of sequences.
     scratch
-        Existing folder for temporary files; the system's by default. Left empty.
+        Folder for temporary files.
+    memory
+        Bytes that what depends on the size of the pool may take.
+    first_row
+        The rows are consecutive and this is the first; None if they are not consecutive.
+    eligible
+        Shape ``(size,)``: which rows may be chosen; None for all.
+    aligned
+        Columns of other files that belong to the rows, by name.
+    kept
+        Columns that are held in memory rather than read again.
+    """
+
+    groups: Sequence[Group]
+    size: int
+    scratch: Path
+    memory: int
+    first_row: int | None = None
+    eligible: Mask | None = None
+    aligned: dict[str, Aligned] = field(default_factory=dict)
+    kept: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def map(
+        self,
+        work: Callable[[Iterator[Block]], T],
+        columns: Sequence[str],
+        *,
+        desc: str = "select",
+        among: Sequence[int] | None = None,
+    ) -> Iterator[T]:
+        """Apply `work` to every row group, in a few threads, and yield what it returns in order.
+
+        Parameters
+        ----------
+        work
+            Gets the blocks of a row group, one after the other, with the columns asked for. It
+            should not keep their arrays: memory that is used again costs much less than fresh.
+        columns
+            Of the scores, ``row``, or of `aligned`.
+        desc
+            What the progress bar says.
+        among
+            Numbers of the row groups to visit; all by default.
+
+        Raises
+        ------
+        InputError
+            A file is damaged or holds a null.
+        """
+        numbers = range(len(self.groups)) if among is None else among
+        threads = min(_MOST_THREADS, os.cpu_count() or 1)
+        waiting: deque[tuple[int, Future[T]]] = deque()
+        with (
+            ThreadPoolExecutor(threads) as executor,
+            progress(
+                total=sum(self.groups[i].rows for i in numbers),
+                desc=desc,
+                unit="row",
+                unit_scale=True,
+            ) as bar,
+        ):
+            try:
+                for number in numbers:
+                    group = self.groups[number]
+                    waiting.append((group.rows, executor.submit(self._run, work, group, columns)))
+                    if len(waiting) > threads:
+                        rows, first = waiting.popleft()
+                        yield first.result()
+                        bar.update(rows)
+                for rows, job in waiting:
+                    yield job.result()
+                    bar.update(rows)
+            finally:
+                executor.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, work: Callable[[Iterator[Block]], T], group: Group, columns: Sequence[str]) -> T:
+        return work(self._blocks(group, columns))
+
+    def _blocks(self, group: Group, columns: Sequence[str]) -> Iterator[Block]:
+        known = {name: self.kept[name] for name in columns if name in self.kept}
+        beside = {}
+        if names := [name for name in columns if name in self.aligned]:
+            beside = self._beside(group, names)
+        read = [name for name in columns if name not in known and name not in beside]
+        if self.first_row is not None and "row" in read:
+            read.remove("row")
+        for start, size, found in _read(group, read):
+            stop = start + size
+            for name, values in known.items():
+                found[name] = values[start:stop]
+            for name, values in beside.items():
+                found[name] = values[start - group.start : stop - group.start]
+            if "row" in columns and self.first_row is not None:
+                found["row"] = np.arange(self.first_row + start, self.first_row + stop)
+            eligible = None if self.eligible is None else self.eligible[start:stop]
+            yield Block(start, size, found, eligible)
+
+    def _beside(self, group: Group, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """Read what belongs to the rows of a row group from other files."""
+        if self.first_row is not None:
+            first = self.first_row + group.start
+            return {name: self.aligned[name].read(first, first + group.rows) for name in names}
+        rows = np.concatenate([found["row"] for *_, found in _read(group, ["row"])])
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        return {name: self.aligned[name].read(first, stop)[rows - first] for name in names}
+
+
+def _read(group: Group, columns: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield start, size and columns of the blocks of a row group."""
+    start, end = group.start, group.start + group.rows
+    if not columns:
+        for first in range(start, end, MOST_ROWS):
+            yield first, min(MOST_ROWS, end - first), {}
+        return
+    try:
+        with pq.ParquetFile(group.path) as file:
+            for batch in file.iter_batches(
+                MOST_ROWS, row_groups=[group.number], columns=list(columns), use_threads=False
+            ):
+                yield start, len(batch), {name: _values(group, batch, name) for name in columns}
+                start += len(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{group.path}: {damaged(error)}") from None
+    if start != end:
+        raise InputError(f"{group.path}: holds fewer rows than it says; score again")
+
+
+def _values(group: Group, batch: pa.RecordBatch, name: str) -> Any:
+    column = batch.column(name)
+    if name == "loss":
+        return column.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    if column.null_count and name == "influence":
+        return column.to_numpy(zero_copy_only=False)  # NaN for null, which the check finds
+    if column.null_count:
+        raise InputError(f"{group.path}: a score lacks its {name}; score again")
+    return column if name == "id" else column.to_numpy()
+
+
+def damaged(error: Exception) -> str:
+    """Say that a file cannot be read."""
+    return f"damaged or not Parquet ({str(error).splitlines()[0]}); score again"
+
+
+def open_groups(files: Sequence[Path]) -> list[Group]:
+    """List the row groups of score files, files in ascending order of their first row.
 
     Raises
     ------
     InputError
-        A file is missing, damaged or lacks a column; a null; an influence that is not finite;
-        a row number that occurs twice.
+        A file is missing, damaged or lacks a column.
     """
-    files = [Path(file) for file in score_files]
-    for file in files:
-        _check_columns(file)
-    if not files:
-        raise InputError("no score files: nothing to select from")
-    with (
-        tempfile.TemporaryDirectory(dir=scratch, prefix="duckdb-") as folder,
-        duckdb.connect() as connection,
-        _naming_the_damaged(files),
-        progress(desc="select", unit="query") as bar,
-    ):
-        # The order of rows is always stated where it matters, so DuckDB need not keep it.
-        connection.execute("SET preserve_insertion_order = false")
-        connection.execute(f"SET memory_limit = {literal(memory_limit)}")
-        connection.execute(f"SET temp_directory = {literal(folder)}")
-        connection.execute(
-            f"CREATE TEMP VIEW located AS SELECT {', '.join(_COLUMNS)}, filename "
-            f"FROM read_parquet([{', '.join(map(_pattern, files))}], filename = true)"
-        )
-        connection.execute("CREATE TEMP VIEW scores AS SELECT * EXCLUDE filename FROM located")
-        yield Pool(connection, _check_values(connection), bar)
+    found = []
+    for path in files:
+        schema, sizes = _footer(path)
+        _check_columns(path, schema)
+        numbers = [number for number, rows in enumerate(sizes) if rows]
+        if numbers:
+            probe = Group(path, numbers[0], 0, sizes[numbers[0]])
+            _, _, columns = next(_read(probe, ["row"]))
+            found.append((int(columns["row"][0]), path, [(n, sizes[n]) for n in numbers]))
+    groups, start = [], 0
+    for _, path, own in sorted(found, key=lambda item: item[:2]):
+        for number, rows in own:
+            groups.append(Group(path, number, start, rows))
+            start += rows
+    return groups
 
 
-def literal(value: str | float) -> str:
-    """Return an SQL literal; a number keeps every bit (a plain ``0.1`` would be a DECIMAL)."""
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return f"'{float(value)!r}'::DOUBLE"
+def first_if_consecutive(groups: Sequence[Group]) -> int | None:
+    """Return the first row if each follows the one before, by all that is known without reading.
+
+    Known are the smallest and largest row of each row group, and the rows of its first block.
+    """
+    first = expected = None
+    for group in groups:
+        ends = _row_range(group)
+        if ends is None or ends[1] - ends[0] + 1 != group.rows or expected not in {None, ends[0]}:
+            return None
+        _, size, columns = next(_read(group, ["row"]))
+        if not np.array_equal(columns["row"], np.arange(ends[0], ends[0] + size)):
+            return None
+        first, expected = ends[0] if first is None else first, ends[1] + 1
+    return first
 
 
-def _pattern(file: Path) -> str:
-    """Quote a path for ``read_parquet``, which takes glob patterns."""
-    return literal(re.sub(r"([*?[])", r"[\1]", str(file)))
+def _row_range(group: Group) -> tuple[int, int] | None:
+    with pq.ParquetFile(group.path) as file:
+        place = file.metadata.schema.names.index("row")
+        found = file.metadata.row_group(group.number).column(place).statistics
+        return (found.min, found.max) if found is not None and found.has_min_max else None
 
 
-def _check_columns(file: Path) -> None:
+def _footer(path: Path) -> tuple[pa.Schema, list[int]]:
     try:
-        schema = pq.read_schema(file)
+        with pq.ParquetFile(path) as file:
+            meta = file.metadata
+            return file.schema_arrow, [
+                meta.row_group(number).num_rows for number in range(meta.num_row_groups)
+            ]
     except FileNotFoundError:
-        raise InputError(f"{file}: no such file") from None
+        raise InputError(f"{path}: no such file") from None
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file}: {_damaged(error)}") from None
-    for name, (wanted, accepts) in _COLUMNS.items():
+        raise InputError(f"{path}: {damaged(error)}") from None
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    for name, (wanted, accepts) in SCORES.items():
         if name not in schema.names:
-            raise InputError(f"{file}: has no column {name!r}, so it does not hold scores")
+            raise InputError(f"{path}: has no column {name!r}, so it does not hold scores")
         if not accepts(schema.field(name).type):
             found = schema.field(name).type
-            raise InputError(f"{file}: column {name!r} holds {found}, not {wanted}")
-
-
-@contextlib.contextmanager
-def _naming_the_damaged(files: Sequence[Path]) -> Iterator[None]:
-    """Turn DuckDB's failure to read into an InputError that names the file."""
-    try:
-        yield
-    except duckdb.Error as failure:
-        for file in files:
-            try:
-                duckdb.sql(
-                    f"SELECT max(hash({', '.join(_COLUMNS)})) FROM read_parquet({_pattern(file)})"
-                ).fetchall()
-            except duckdb.Error as error:
-                raise InputError(f"{file}: {_damaged(error)}") from None
-        # Every file can be read: it is another failure, such as a full disk.
-        raise FrugalError(f"selection failed: {failure}") from failure
-
-
-def _damaged(error: Exception) -> str:
-    return f"damaged or not Parquet ({str(error).splitlines()[0]}); score again"
-
-
-def _check_values(connection: Any) -> int:
-    [(size, nulls, not_finite, first, last, total)] = connection.execute(
-        f"SELECT count(*), count(*) FILTER ({_INCOMPLETE}), count(*) FILTER ({_NOT_FINITE}), "
-        "min(row), max(row), sum(row) FROM scores"
-    ).fetchall()
-    if size == 0:
-        raise InputError("the score files hold no scores: nothing to select from")
-    if nulls:
-        file = _first(connection, _INCOMPLETE)[0]
-        raise InputError(f"{file}: {nulls} of {size} scores lack an id, row or length; score again")
-    if not_finite:
-        file, name, row, found = _first(connection, _NOT_FINITE)
-        raise InputError(
-            f"{file}: row {row} (id {name}) has the influence {found}; in all, {not_finite} of "
-            f"{size} influences are NaN, infinite or null; score again, in fp32 if it was bf16"
-        )
-    # Consecutive rows have a known sum; only another pool pays for the exact check.
-    consecutive = last - first + 1 == size and total == (first + last) * size // 2
-    if not consecutive:
-        _check_rows_differ(connection)
-    return int(size)
-
-
-def _check_rows_differ(connection: Any) -> None:
-    repeated = connection.execute(
-        "SELECT row FROM scores GROUP BY row HAVING count(*) > 1 ORDER BY row LIMIT 1"
-    ).fetchall()
-    if repeated:
-        file, name, row, _ = _first(connection, f"row = {repeated[0][0]}")
-        raise InputError(f"{file}: row {row} (id {name}) occurs more than once; score again")
-
-
-def _first(connection: Any, condition: str) -> tuple[Any, ...]:
-    """Return file, id, row and influence of the first row that the condition is true of."""
-    # Not by WHERE: DuckDB may skip row groups by their statistics, which do not count NaN.
-    [(found,)] = connection.execute(
-        "SELECT min({'row': row, 'file': filename, 'id': id, 'influence': influence})"
-        f" FILTER ({condition}) FROM located"
-    ).fetchall()
-    return found["file"], found["id"], found["row"], found["influence"]
+            raise InputError(f"{path}: column {name!r} holds {found}, not {wanted}")

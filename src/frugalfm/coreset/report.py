@@ -1,33 +1,51 @@
 """The occupancy report: what a selection took from which part of the pool."""
 
-# ruff: noqa: S608 - the SQL is made of this room's own text, of numbers and of quoted literals
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from frugalfm.coreset.pool import Pool
+import numpy as np
+import pyarrow as pa
+
+from frugalfm.coreset.order import Counts
+from frugalfm.coreset.pool import Block, Pool
+from frugalfm.coreset.sql import limited
 from frugalfm.coreset.strategies import Deciles, Plan
+from frugalfm.coreset.tally import Tally, length_histogram, value_histogram
 
-__all__ = ["as_text", "occupancy"]
+__all__ = ["as_text", "cluster_composition", "occupancy"]
 
-_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _MOST_LINES = 10
+_MOST_SOURCES = 6
 
 
-def occupancy(pool: Pool, plan: Plan, deciles: Deciles) -> dict[str, Any]:
-    """Describe the table ``chosen`` beside the pool.
+def occupancy(
+    pool: Tally, chosen: Tally, plan: Plan, strata: Counts, deciles: Deciles, tenths: Counts
+) -> dict[str, Any]:
+    """Describe what was chosen beside the pool.
+
+    Parameters
+    ----------
+    pool, chosen
+        Counts of both.
+    plan
+        What was drawn.
+    strata
+        How many were chosen, by number of the stratum.
+    deciles, tenths
+        Tenths of the pool by influence, and how many were chosen from each.
 
     Returns
     -------
     dict
         ``strata_kind`` and ``strata`` (each with ``stratum, low, high, population, chosen``),
         ``filled`` (strata that hold any sequence), ``dropped``; ``pool`` and ``chosen`` (each with
-        ``sequences``, ``mean_loss`` and ``length_quantiles``); and ``score_deciles``, the number
-        chosen from each tenth of the pool by influence, so that strategies can be compared.
+        ``sequences``, ``mean_loss``, ``loss_quantiles`` and ``length_quantiles``);
+        ``score_deciles``, the number chosen from each tenth of the pool by influence, so that
+        strategies can be compared; ``length_bins`` and ``histograms`` of influence and loss (each
+        with ``edges``, one more than bars, ``pool`` and ``chosen``).
     """
-    chosen = dict(pool.query("SELECT stratum, count(*) FROM chosen GROUP BY stratum"))
-    by_decile = dict(pool.query(f"SELECT {deciles.number} AS d, count(*) FROM chosen GROUP BY d"))
     return {
         "strata_kind": plan.kind,
         "strata": [
@@ -36,38 +54,54 @@ def occupancy(pool: Pool, plan: Plan, deciles: Deciles) -> dict[str, Any]:
                 "low": stratum.low,
                 "high": stratum.high,
                 "population": stratum.population,
-                "chosen": chosen.get(stratum.number, 0),
+                "chosen": int(strata[stratum.number]),
             }
             for stratum in plan.strata
         ],
         "filled": sum(stratum.population > 0 for stratum in plan.strata),
         "dropped": plan.dropped,
-        "pool": _composition(pool, "scores"),
-        "chosen": _composition(pool, "chosen"),
-        "score_deciles": [by_decile.get(stratum.number, 0) for stratum in deciles.strata],
+        "pool": pool.composition(),
+        "chosen": chosen.composition(),
+        "score_deciles": [int(tenths[stratum.number]) for stratum in deciles.strata],
+        "histograms": {
+            "influence": value_histogram(pool.influences, chosen.influences),
+            "loss": value_histogram(pool.losses, chosen.losses),
+        },
+        "length_bins": length_histogram(pool, chosen),
     }
 
 
-def _composition(pool: Pool, table: str) -> dict[str, Any]:
-    lengths = pool.query(
-        f"SELECT length, count(*), sum(loss) FROM {table} GROUP BY length ORDER BY length"
-    )
-    size = sum(count for _, count, _ in lengths)
-    mean_loss = sum(loss for *_, loss in lengths if loss is not None) / size
-    quantiles = {}
-    for quantile in _QUANTILES:
-        rank, up_to = max(1, math.ceil(quantile * size)), 0
-        for length, count, _ in lengths:
-            up_to += count
-            if up_to >= rank:
-                quantiles[f"{quantile:.0%}"] = length
-                break
+def source_composition(names: Sequence[str], pool: Tally, chosen: Tally) -> dict[str, Any]:
+    """Return, for each source, how many sequences it has and how many were chosen."""
     return {
-        "sequences": size,
-        # Rounded, because sums made in parallel differ in their last bits.
-        "mean_loss": float(f"{mean_loss:.6g}") if math.isfinite(mean_loss) else None,
-        "length_quantiles": quantiles,
+        name: {"pool": int(pool.sources[n]), "chosen": int(chosen.sources[n])}
+        for n, name in enumerate(names)
     }
+
+
+def cluster_composition(pool: Pool, batches: Iterator[pa.Array]) -> dict[str, int]:
+    """Return the number of clusters among some members, and the size of the largest."""
+    schema = pa.schema([("cluster", pa.int64())])
+    members = pa.RecordBatchReader.from_batches(
+        schema, (pa.record_batch([cluster], schema=schema) for cluster in batches)
+    )
+    with limited(pool.memory, pool.scratch) as connection:
+        connection.register("members", members)
+        found = connection.execute(
+            "SELECT count(*), max(n) FROM (SELECT count(*) AS n FROM members GROUP BY cluster)"
+        ).fetchall()
+    clusters, largest = found[0]
+    return {"clusters": clusters, "largest": largest}
+
+
+def pool_clusters(pool: Pool) -> Iterator[pa.Array]:
+    """Yield the cluster of every sequence of the pool."""
+
+    def look(blocks: Iterator[Block]) -> Any:
+        return np.concatenate([block["cluster"] for block in blocks])
+
+    for cluster in pool.map(look, ["cluster"], desc="clusters"):
+        yield pa.array(cluster, pa.int64())
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -77,26 +111,58 @@ def as_text(report: dict[str, Any]) -> str:
         f"{report['strategy']}: {report['chosen']['sequences']} of "
         f"{report['pool']['sequences']} sequences"
     ]
+    if left_out := report["not_eligible"]:
+        lines[0] += "".join(f"; {number} {why}" for why, number in left_out.items())
     if report["dropped"]:
         lines[0] += f"; the hardest {report['dropped']} were set aside"
     lines.append(f"{kind:>30} {'pool':>12} {'chosen':>12}")
-    lines += [
-        f"{low:>14.5g} .. {high:<12.5g} {population:>12} {chosen:>12}"
-        for low, high, population, chosen in _merged(strata)
-    ]
+    if len(report["sources"]) > 1 and "score range" in kind:
+        lines[-1] = f"{'source':>30} {'pool':>12} {'chosen':>12}"
+    else:
+        lines += [
+            f"{low:>14.5g} .. {high:<12.5g} {population:>12} {chosen:>12}"
+            for low, high, population, chosen in _merged(strata)
+        ]
+    lines += _source_lines(report["sources"])
     for name, of in (("pool", report["pool"]), ("chosen", report["chosen"])):
-        quantiles = of["length_quantiles"]
-        loss = "not finite" if of["mean_loss"] is None else f"{of['mean_loss']:.4g}"
+        lines.append(_describe(name, of))
+    if clusters := report["clusters"]:
         lines.append(
-            f"{name:>6}: length {quantiles['5%']} / {quantiles['50%']} / {quantiles['95%']} "
-            f"(5 / 50 / 95 %), mean loss {loss}"
+            f"clusters: {clusters['chosen']['clusters']} of {clusters['pool']['clusters']}, "
+            f"the largest with {clusters['chosen']['largest']} sequences"
         )
-    if report["strategy"] == "coverage" and filled < len(strata):
+    if "score range" in kind and filled < len(strata):
         text = f"{filled} of {len(strata)} strata filled"
         if filled < len(strata) / 2:
             text = f"warning: only {text} (uneven scores), so this is close to random"
+            if report["strategy"] == "coverage":
+                text += "; coverage-log has strata for such scores"
         lines.append(text)
     return "\n".join(lines)
+
+
+def _describe(name: str, of: dict[str, Any]) -> str:
+    lengths, losses = of["length_quantiles"], of["loss_quantiles"]
+    loss = "not finite"
+    if losses is not None:
+        loss = f"{of['mean_loss']:.4g} ({losses['5%']:.4g} / {losses['95%']:.4g})"
+    return (
+        f"{name:>6}: length {lengths['5%']} / {lengths['50%']} / {lengths['95%']} "
+        f"(5 / 50 / 95 %), mean loss {loss}"
+    )
+
+
+def _source_lines(sources: dict[str, dict[str, int]]) -> list[str]:
+    """Return one line for each of the largest sources, and one for the others."""
+    ordered = sorted(sources.items(), key=lambda item: -item[1]["pool"])
+    rows = [(name, of["pool"], of["chosen"]) for name, of in ordered]
+    if len(rows) > _MOST_SOURCES:
+        others = rows[_MOST_SOURCES - 1 :]
+        rows = rows[: _MOST_SOURCES - 1]
+        rows.append(
+            (f"{len(others)} other sources", sum(r[1] for r in others), sum(r[2] for r in others))
+        )
+    return [f"{name:>30} {population:>12} {chosen:>12}" for name, population, chosen in rows]
 
 
 def _merged(strata: list[dict[str, Any]]) -> list[tuple[float, float, int, int]]:

@@ -1,40 +1,57 @@
 """The strategies: how many rows to take of which cell of the pool.
 
 Each strategy only counts; it returns a :class:`Plan`, and :func:`frugalfm.coreset.draw.draw`
-then carries any plan out.
+then carries any plan out. Where the budget is shared among sources, each source is treated as a
+pool of its own.
 """
 
-# ruff: noqa: S608 - the SQL is made of this room's own text, of numbers and of quoted literals
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-import pyarrow as pa
+import numpy as np
+import numpy.typing as npt
 
-from frugalfm.coreset.budgets import allocate, apportion, length_bin, length_bin_start
-from frugalfm.coreset.draw import Cell, draw
-from frugalfm.coreset.order import order_statistics
-from frugalfm.coreset.pool import Pool, literal
-from frugalfm.errors import InputError
+from frugalfm.coreset.budgets import apportion, length_bin_start
+from frugalfm.coreset.eligible import Preference
+from frugalfm.coreset.order import WHOLE, Groups, Numbers, OrderStatistic, Ranking
+from frugalfm.coreset.pool import Block, Pool
 
 __all__ = [
+    "PREFERENCES",
     "Deciles",
+    "Part",
     "Plan",
     "Strategy",
     "Stratum",
-    "plan_coverage",
+    "length_bins",
     "plan_random",
-    "plan_top",
-    "plan_top_by_length",
+    "plan_window",
     "score_deciles",
 ]
 
-Strategy = Literal["top-influence", "top-influence-by-length", "coverage", "random"]
+Strategy = Literal[
+    "top-influence",
+    "top-influence-by-length",
+    "coverage",
+    "coverage-log",
+    "top-loss",
+    "middle-loss",
+    "bottom-loss",
+    "random",
+]
+
+PREFERENCES: Mapping[str, Preference] = {
+    "top-influence": Preference("influence", 1),
+    "top-influence-by-length": Preference("influence", 1),
+    "top-loss": Preference("loss", 1),
+    "bottom-loss": Preference("loss", -1),
+}
+"""What a strategy wants of a cluster; the others draw."""
+
+_BINS = 64
 
 
 class Stratum(NamedTuple):
@@ -47,10 +64,17 @@ class Stratum(NamedTuple):
 
 
 class Deciles(NamedTuple):
-    """Tenths of the pool by influence, and the SQL that gives a row's tenth."""
+    """Tenths of the pool by influence, and the tenth of any influence."""
 
     strata: Sequence[Stratum]
-    number: str
+    number: Callable[[npt.NDArray[np.float32]], Numbers]
+
+
+class Part(NamedTuple):
+    """A source, or the whole pool: how many may be chosen, and how many to choose."""
+
+    size: int
+    quota: int
 
 
 @dataclass(frozen=True)
@@ -59,159 +83,211 @@ class Plan:
 
     Attributes
     ----------
-    relation
-        SQL over the pool with the pool's columns and ``cell``.
-    cells
-        How many to draw of which cell.
+    columns
+        Columns that `cell` reads.
+    cell
+        The cell of each row of a block: from 0, or -1 for rows that are not wanted; None if all
+        rows are in cell 0. Rows of one cell are alike for the strategy.
+    populations, quotas
+        How many rows each cell has, and how many of them to draw.
     strata
         What the report counts, in ascending order.
     stratum
-        SQL that gives a drawn row's stratum.
+        Stratum of chosen rows, from their columns ``cell``, ``influence`` and ``length``.
     kind
         What the strata are, in words.
     dropped
         How many of the hardest sequences were set aside first.
+    without
+        Positions, ascending, that are not drawn whatever their cell.
+    ties_only
+        Most cells are taken whole or not at all, so that few ids need a hash.
     """
 
-    relation: str
-    cells: Sequence[Cell]
+    columns: tuple[str, ...]
+    cell: Callable[[Block], Numbers | None]
+    populations: npt.NDArray[np.int64]
+    quotas: npt.NDArray[np.int64]
     strata: Sequence[Stratum]
-    stratum: str
+    stratum: Callable[[Mapping[str, Any]], Numbers]
     kind: str
     dropped: int = 0
+    without: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    ties_only: bool = False
 
 
-def score_deciles(pool: Pool) -> Deciles:
+def score_deciles(ranking: Ranking, others: Sequence[int] = ()) -> Deciles:
     """Cut the pool into tenths by influence, from the lowest; equal influences stay together.
 
-    Each tenth reaches from just above the one before up to and including its ``high``.
+    Each tenth reaches from just above the one before up to and including its ``high``. What is at
+    `others`, more ranks, is found in the same pass and remembered.
     """
-    ranks = [-(-tenth * pool.size // 10) for tenth in range(1, 11)]
-    found = order_statistics(pool, "SELECT 0 AS grp, influence FROM scores", {0: [1, *ranks]})
+    size = int(ranking.sizes[0])
+    ranks = [-(-tenth * size // 10) for tenth in range(1, 11)]
+    found = ranking.at({0: [1, *ranks, *others]})
     tops = [found[0, rank] for rank in ranks]
     lows = [found[0, 1].value, *(top.value for top in tops)]
     up_to = [0, *(top.below + top.equal for top in tops)]
     strata = [Stratum(i, lows[i], lows[i + 1], up_to[i + 1] - up_to[i]) for i in range(len(tops))]
-    steps = (f"(influence > {literal(top.value)})::INT" for top in tops[:-1])
-    return Deciles(strata, " + ".join(steps))
+    inner = np.array([top.value for top in tops[:-1]], np.float32)
+    return Deciles(strata, lambda influence: np.searchsorted(inner, influence))
 
 
-def plan_random(pool: Pool, budget: int, deciles: Deciles) -> Plan:
+def plan_random(groups: Groups, parts: Sequence[Part], deciles: Deciles) -> Plan:
     """Draw uniformly, whatever the scores."""
-    cells = [Cell(0, pool.size, budget)]
-    return Plan("SELECT *, 0 AS cell FROM scores", cells, *deciles, "score decile")
-
-
-def plan_top(pool: Pool, budget: int, deciles: Deciles) -> Plan:
-    """Take the highest influences; where they are equal, draw."""
-    relation, cells = _top_of_groups(
-        pool, "SELECT *, 0 AS grp FROM scores", {0: pool.size}, {0: budget}
+    return Plan(
+        groups.columns,
+        groups.number or (lambda _: None),
+        np.array([part.size for part in parts]),
+        np.array([part.quota for part in parts]),
+        deciles.strata,
+        lambda chosen: deciles.number(chosen["influence"]),
+        "score decile",
     )
-    return Plan(relation, cells, *deciles, "score decile")
 
 
-def plan_top_by_length(pool: Pool, budget: int) -> Plan:
-    """Take the highest influences inside length bins, in proportion to the bins.
+def plan_window(
+    pool: Pool,
+    column: str,
+    place: Literal["top", "middle", "bottom"],
+    groups: Groups,
+    parts: Sequence[Part],
+    deciles: Deciles,
+    *,
+    by_length: bool = False,
+    ranking: Ranking | None = None,
+) -> Plan:
+    """Take the highest, middle or lowest values of a column; where they are equal, draw.
 
-    Bins grow by a factor of sqrt(2): 1, 2, 3, 4, 6, 8, 12, 16, 23, 32, ...
+    With `by_length` inside length bins, each sqrt(2) times as long as the one before, which share
+    a quota in proportion to their sizes: so short sequences do not win by being short.
+
+    `ranking` is that of the column over the whole pool, if it is known.
     """
-    population: Counter[int] = Counter()
-    lengths = pool.query("SELECT length, count(*) FROM scores GROUP BY length ORDER BY length")
-    if lengths[0][0] < 1:
-        raise InputError(f"a score has the length {lengths[0][0]}; lengths start at 1, score again")
-    bins = [length_bin(length) for length, _ in lengths]
-    for number, (_, count) in zip(bins, lengths, strict=True):
-        population[number] += count
-    pool.make_table("bins", pa.table({"length": [length for length, _ in lengths], "grp": bins}))
-    relation, cells = _top_of_groups(
-        pool,
-        "SELECT scores.*, grp FROM scores JOIN bins USING (length)",
-        population,
-        apportion(budget, population),
+    inside = _with_bins(groups) if by_length else groups
+    if ranking is None or inside is not WHOLE or pool.eligible is not None:
+        ranking = Ranking(pool, column, inside)
+    sizes = ranking.sizes
+    quotas = np.array([part.quota for part in parts])
+    if by_length:
+        quotas = _by_bin(sizes.reshape(-1, _BINS), parts)
+    begins = {"top": sizes - quotas, "middle": (sizes - quotas) // 2, "bottom": 0 * sizes}[place]
+    found = ranking.at(
+        {
+            group: sorted({int(begins[group]) + 1, int(begins[group] + quotas[group])})
+            for group in np.flatnonzero(quotas).tolist()
+        }
     )
-    strata = [
-        Stratum(number, length_bin_start(number), length_bin_start(number + 1) - 1, count)
-        for number, count in sorted(population.items())
+    windows = [
+        _Window(found[g, first + 1], found[g, first + quota], first, quota) if quota else None
+        for g, (first, quota) in enumerate(zip(begins.tolist(), quotas.tolist(), strict=True))
     ]
-    return Plan(relation, cells, strata, "grp", "length bin")
+    cells = [window.cells() if window else [(0, 0)] * 3 for window in windows]
+    populations, drawn = np.array(cells, np.int64).reshape(-1, 2).T
+    strata, stratum, kind = deciles.strata, _decile_of(deciles), "score decile"
+    if by_length:
+        strata, stratum, kind = _bin_strata(sizes), _bin_of, "length bin"
+    return Plan(
+        (column, *inside.columns),
+        _window_cells(column, windows, inside),
+        populations,
+        drawn,
+        strata,
+        stratum,
+        kind,
+        ties_only=True,
+    )
 
 
-def plan_coverage(pool: Pool, budget: int, seed: int, strata: int, drop_hardest: float) -> Plan:
-    """Coverage-centric influence: an even draw from equal-width strata of the scores.
+class _Window(NamedTuple):
+    """Consecutive ranks of a group: the value of the first and of the last, and how many."""
 
-    The `drop_hardest` share with the highest influence is set aside (of equal influences, as many
-    as needed, drawn at random); the remaining range is cut into `strata` of equal width, and
-    :func:`allocate` shares the budget among them.
+    low: OrderStatistic
+    high: OrderStatistic
+    before: int
+    quota: int
 
-    Source: "Investigating Data Pruning for Pretraining Biological Foundation Models at Scale"
-    (arXiv 2512.12932).
-    """
-    if strata < 1:
-        raise InputError(f"--strata {strata}: must be at least 1")
-    if not 0 <= drop_hardest < 1:
-        raise InputError(f"--drop-hardest {drop_hardest}: must be at least 0 and below 1")
-    # As a decimal: 0.29 * 100 is 28.999... in binary.
-    dropped = math.floor(Fraction(str(drop_hardest)) * pool.size)
-    if budget > pool.size - dropped:
-        raise InputError(
-            f"--budget of {budget} sequences: coverage leaves {pool.size - dropped} of "
-            f"{pool.size} after setting aside the hardest {dropped}; choose at most "
-            f"{pool.size - dropped}, or a smaller --drop-hardest than {drop_hardest}"
-        )
-    relation, low, high = _without_hardest(pool, dropped, seed)
-    width = (high - low) / strata
-    # The maximum belongs to the last stratum; a constant makes a single one.
-    number = f"least({strata - 1}, floor((influence - {literal(low)}) / {literal(width)}))::INT"
-    relation = f"SELECT *, {number if width > 0 else '0'} AS cell FROM ({relation})"
-    sizes = dict(pool.query(f"SELECT cell, count(*) FROM ({relation}) GROUP BY cell"))
-    quotas = allocate(budget, sizes)
-    cells = [Cell(cell, size, quotas[cell]) for cell, size in sorted(sizes.items())]
-    ranges = [
-        Stratum(
-            i, low + i * width, high if i == strata - 1 else low + (i + 1) * width, sizes.get(i, 0)
-        )
-        for i in range(strata)
+    def cells(self) -> list[tuple[int, int]]:
+        """Return population and quota between the two values, at the low, and at the high."""
+        if self.low.value == self.high.value:
+            return [(0, 0), (self.low.equal, self.quota), (0, 0)]
+        between = self.high.below - self.low.below - self.low.equal
+        at_low = self.low.below + self.low.equal - self.before
+        at_high = self.before + self.quota - self.high.below
+        return [(between, between), (self.low.equal, at_low), (self.high.equal, at_high)]
+
+
+def _window_cells(
+    column: str, windows: Sequence[_Window | None], groups: Groups
+) -> Callable[[Block], Numbers]:
+    """Cells of a group: 3 g between the two values, 3 g + 1 at the low, 3 g + 2 at the high."""
+    nothing = (np.inf, -np.inf)
+    bounds = [(w.low.value, w.high.value) if w else nothing for w in windows]
+    lows, highs = np.array(bounds, np.float32).T
+
+    def cell(block: Block) -> Numbers:
+        values = block[column]
+        if groups.number is None:
+            places = np.flatnonzero((values >= lows[0]) & (values <= highs[0]))
+            group: Any = 0
+        else:
+            group = groups.number(block)
+            inside = (values >= lows[group]) & (values <= highs[group]) & (group >= 0)
+            places = np.flatnonzero(inside)
+            group = group[places]
+        found = np.full(block.size, -1, np.int32)
+        values = values[places]
+        kind = np.where(values == lows[group], 1, np.where(values == highs[group], 2, 0))
+        found[places] = 3 * group + kind
+        return found
+
+    return cell
+
+
+def length_bins(lengths: npt.NDArray[Any]) -> Numbers:
+    """Bins of lengths, each sqrt(2) times as long as the one before."""
+    bins: Numbers = _BIN_OF[np.minimum(lengths, len(_BIN_OF) - 1)]
+    if (long := np.flatnonzero(lengths >= len(_BIN_OF))).size:
+        bins[long] = np.searchsorted(_BIN_STARTS, lengths[long], side="right") - 1
+    return bins
+
+
+_BIN_STARTS = np.array([length_bin_start(number) for number in range(_BINS)])
+_BIN_OF = (np.searchsorted(_BIN_STARTS, np.arange(1 << 16), side="right") - 1).astype(np.int32)
+
+
+def _with_bins(groups: Groups) -> Groups:
+    def number(block: Block) -> Numbers:
+        bins = length_bins(block["length"])
+        if groups.number is None:
+            return bins
+        group = groups.number(block)
+        return np.where(group < 0, -1, group * _BINS + bins)
+
+    return Groups(groups.count * _BINS, ("length", *groups.columns), number)
+
+
+def _by_bin(sizes: npt.NDArray[np.int64], parts: Sequence[Part]) -> npt.NDArray[np.int64]:
+    quotas = np.zeros(sizes.shape, np.int64)
+    for row, part in enumerate(parts):
+        if part.quota:
+            of_bin = {int(b): int(sizes[row, b]) for b in np.flatnonzero(sizes[row])}
+            for number, quota in apportion(part.quota, of_bin).items():
+                quotas[row, number] = quota
+    return quotas.reshape(-1)
+
+
+def _decile_of(deciles: Deciles) -> Callable[[Mapping[str, Any]], Numbers]:
+    return lambda chosen: deciles.number(chosen["influence"])
+
+
+def _bin_of(chosen: Mapping[str, Any]) -> Numbers:
+    return length_bins(chosen["length"])
+
+
+def _bin_strata(sizes: npt.NDArray[np.int64]) -> list[Stratum]:
+    population = sizes.reshape(-1, _BINS).sum(0)
+    return [
+        Stratum(n, length_bin_start(n), length_bin_start(n + 1) - 1, int(population[n]))
+        for n in np.flatnonzero(population).tolist()
     ]
-    return Plan(relation, cells, ranges, "cell", "equal-width score range", dropped)
-
-
-def _without_hardest(pool: Pool, dropped: int, seed: int) -> tuple[str, float, float]:
-    """Return SQL of the pool without its highest influences, and the range that remains."""
-    rank = pool.size - dropped
-    found = order_statistics(pool, "SELECT 0 AS grp, influence FROM scores", {0: [1, rank]})
-    low, highest = found[0, 1].value, found[0, rank]
-    relation = f"SELECT * FROM scores WHERE influence <= {literal(highest.value)}"
-    surplus = highest.below + highest.equal - rank
-    if surplus:
-        # An own purpose: were the same hash used twice, survivors would be favoured in the draw.
-        tied = f"SELECT *, 0 AS cell FROM scores WHERE influence = {literal(highest.value)}"
-        cell = Cell(0, highest.equal, surplus)
-        draw(pool, tied, [cell], seed=seed, into="dropped", purpose="drop:")
-        relation = f"SELECT * FROM ({relation}) ANTI JOIN dropped USING (row)"
-    return relation, low, highest.value
-
-
-def _top_of_groups(
-    pool: Pool, grouped: str, population: Mapping[int, int], quotas: Mapping[int, int]
-) -> tuple[str, list[Cell]]:
-    """Plan each group's highest influences: all above its threshold, and a draw of those at it."""
-    ranks = {grp: [population[grp] - quota + 1] for grp, quota in quotas.items() if quota}
-    thresholds = order_statistics(pool, grouped, ranks)
-    cells = []
-    for (grp, _), found in thresholds.items():
-        above = population[grp] - found.below - found.equal
-        cells += [Cell(2 * grp, above, above), Cell(2 * grp + 1, found.equal, quotas[grp] - above)]
-    pool.make_table(
-        "thresholds",
-        pa.table(
-            {
-                "grp": [grp for grp, _ in thresholds],
-                "threshold": [found.value for found in thresholds.values()],
-            }
-        ),
-    )
-    relation = (
-        "SELECT g.*, 2 * grp + (influence = threshold)::INT AS cell "
-        f"FROM ({grouped}) AS g JOIN thresholds USING (grp) WHERE influence >= threshold"
-    )
-    return relation, cells
