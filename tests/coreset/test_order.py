@@ -33,9 +33,9 @@ def test_ranks_are_exact(write_scores, groups, content):
     lengths, scores = (list(column) for column in zip(*content, strict=True))
     sorted_scores = {g: sorted(s for h, s in content if h == g) for g in set(lengths)}
     ranks = {g - 1: list(range(1, len(of) + 1)) for g, of in sorted_scores.items()}
-    with open_pool(write_scores(scores, lengths)) as (pool, whole):
+    with open_pool(write_scores(scores, lengths)) as (pool, rankings):
         found = Ranking(pool, "influence", by_length(groups)).at(ranks)
-        everything = whole.at({0: range(1, len(scores) + 1)})
+        everything = rankings["influence"].at({0: range(1, len(scores) + 1)})
     for (group, rank), statistic in found.items():
         of = sorted_scores[group + 1]
         assert statistic.value == of[rank - 1]
@@ -53,10 +53,10 @@ def test_only_what_is_eligible_is_ranked(write_scores):
 
 
 def test_what_was_found_is_remembered(write_scores, monkeypatch):
-    with open_pool(write_scores(np.arange(100))) as (pool, ranking):
-        first = ranking.at({0: [3, 50]})
+    with open_pool(write_scores(np.arange(100))) as (pool, rankings):
+        first = rankings["influence"].at({0: [3, 50]})
         monkeypatch.setattr(pool, "map", None)
-        assert ranking.at({0: [50]})[0, 50] == first[0, 50]
+        assert rankings["influence"].at({0: [50]})[0, 50] == first[0, 50]
 
 
 def test_buckets_are_in_order():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -171,7 +171,7 @@ def write_selection(
     keep = "loss" if choice.strategy.endswith("-loss") else "influence"
     with open_pool(score_files, keep=keep, memory_limit=memory_limit, scratch=scratch) as (
         pool,
-        ranking,
+        rankings,
     ):
         if rows is not None and (pool.size, pool.first_row) != (rows, 0):
             raise InputError(
@@ -180,11 +180,11 @@ def write_selection(
             )
         names = _align(pool, score_files, clusters, sources)
         budget = parse_budget(choice.budget, pool.size)
-        deciles = score_deciles(ranking, _likely_ranks(choice, budget, pool.size))
+        deciles = score_deciles(rankings["influence"], _likely_ranks(choice, budget, pool.size))
         not_eligible = _restrict(pool, choice)
-        plan = _plan(pool, ranking, deciles, choice, budget, names)
+        plan = _plan(pool, rankings, deciles, choice, budget, names)
         whole, chosen = Tally(len(names)), Tally(len(names))
-        whole.influences = ranking.counts[0]
+        whole.influences = rankings["influence"].counts[0]
         beside = [name for name in ("source", "cluster") if name in pool.aligned]
         carry = ["row", "id", "influence", *Tally.columns, *beside]
         drawn = draw(pool, plan, seed=choice.seed, carry=carry, tally=whole)
@@ -231,7 +231,7 @@ def _write(
 
 def _plan(
     pool: Pool,
-    ranking: Ranking,
+    rankings: Mapping[str, Ranking],
     deciles: Deciles,
     choice: Choice,
     budget: int,
@@ -259,7 +259,7 @@ def _plan(
             drop_hardest=drop,
             seed=choice.seed,
             logarithmic=choice.strategy == "coverage-log",
-            ranking=ranking,
+            ranking=rankings["influence"],
         )
     if choice.strategy not in _WINDOWS:
         raise InputError(f"--strategy {choice.strategy}: no such strategy")
@@ -272,7 +272,7 @@ def _plan(
         parts,
         deciles,
         by_length=choice.strategy.endswith("-by-length"),
-        ranking=ranking if column == "influence" else None,
+        ranking=rankings[column],
     )
 
 

@@ -168,7 +168,7 @@ class _Cuts:
         if self.groups.number is None:
             cell: Numbers = self._tables[0].take(upper_bits(influence))
             if (unsure := np.flatnonzero(cell == _UNSURE)).size:
-                cell[unsure] = self._exact(influence[unsure], np.zeros(len(unsure), np.int64))
+                cell[unsure] = self._exact_of_one(influence[unsure])
             return cell
         group = self.groups.number(block)
         cell = self._tables[group, upper_bits(influence)].astype(np.int32)
@@ -176,6 +176,14 @@ class _Cuts:
             cell[unsure] = self._exact(influence[unsure], group[unsure].astype(np.int64))
         numbered: Numbers = np.where(cell < 0, cell, cell + group * np.int32(self.strata))
         return numbered
+
+    def _exact_of_one(self, influence: npt.NDArray[np.float32]) -> Numbers:
+        """As :meth:`_exact` where there is one group: faster, which counts."""
+        own = self._edges[0]
+        assert own is not None
+        stratum: Numbers = np.searchsorted(own[:-1], influence, side="right")
+        stratum[influence > own[-1]] = _ASIDE
+        return stratum
 
     def _exact(self, influence: npt.NDArray[np.float32], group: Numbers) -> Numbers:
         keys = sort_keys(influence).astype(np.uint64)

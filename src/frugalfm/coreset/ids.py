@@ -27,7 +27,7 @@ _P = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 # The factors of SplitMix64's finaliser (Steele, Lea and Flood, 2014).
 _Q, _R = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _KEEP = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks of the first n bytes
-_CHUNK = 1 << 14
+_CHUNK = 1 << 13  # ids; their work space then stays in the cache, even if threads share it
 
 
 class _Space(threading.local):

@@ -35,24 +35,16 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 class _Seen:
     """What the first pass finds out about consecutive rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[str]) -> None:
         self.first, self.last = 0, -1
         self.ascending = True
-        self.others = 0  # losses that are not finite
-        self.counts: Counts = np.zeros(1 << 16, np.int64)
+        self.counts: dict[str, Counts] = {name: np.zeros(1 << 16, np.int64) for name in columns}
         self._empty = True
 
-    @property
-    def not_finite(self) -> int:
-        """How many values have the exponent of NaN and infinity."""
-        ends = (slice(0x7F80, 0x8000), slice(0xFF80, 0x10000))
-        return int(sum(self.counts[end].sum() for end in ends))
-
     def add(self, columns: Mapping[str, Any]) -> None:
-        """Look at a block; rows and losses only if they are there."""
-        count_upper(self.counts, columns["influence"])
-        if "loss" in columns:
-            self.others += int(np.count_nonzero(~np.isfinite(columns["loss"])))
+        """Look at a block; at its rows only if they are there."""
+        for name, counts in self.counts.items():
+            count_upper(counts, columns[name])
         if "row" in columns:
             row = columns["row"]
             self._follow(int(row[0]), int(row[-1]), bool((row[1:] > row[:-1]).all()))
@@ -60,8 +52,7 @@ class _Seen:
     def merge(self, other: _Seen) -> None:
         if not other._empty:
             self._follow(other.first, other.last, other.ascending)
-        self.others += other.others
-        self.counts += other.counts
+        self.counts = {name: own + other.counts[name] for name, own in self.counts.items()}
 
     def _follow(self, first: int, last: int, ascending: bool) -> None:
         self.ascending &= ascending and (self._empty or first > self.last)
@@ -76,7 +67,7 @@ def open_pool(
     keep: str = "influence",
     memory_limit: str = "1GB",
     scratch: Path | None = None,
-) -> Iterator[tuple[Pool, Ranking]]:
+) -> Iterator[tuple[Pool, dict[str, Ranking]]]:
     """Open score files for selection.
 
     Parameters
@@ -96,7 +87,7 @@ def open_pool(
     Yields
     ------
     tuple
-        The pool, and the ranking of its influences.
+        The pool, and the rankings of its influences and of `keep`.
 
     Raises
     ------
@@ -118,7 +109,7 @@ def open_pool(
             counts = _survey(pool, files, keep)
         if counts is None:
             raise _repeated(files, pool)
-        yield pool, Ranking(pool, "influence", counts=counts)
+        yield pool, {name: Ranking(pool, name, counts=own) for name, own in counts.items()}
 
 
 def parse_memory(limit: str) -> int:
@@ -129,41 +120,46 @@ def parse_memory(limit: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _survey(pool: Pool, files: Sequence[Path], keep: str) -> Counts | None:
+def _survey(pool: Pool, files: Sequence[Path], keep: str) -> dict[str, Counts] | None:
     """Check rows and influences; return the counts that ranking begins with, or None if unsorted.
 
     What is to be kept in memory is kept, and whether the rows are consecutive is noted.
     """
+    ranked = list(dict.fromkeys(["influence", keep]))
     kept = np.empty(pool.size, np.float32) if pool.size * 4 <= pool.memory else None
 
     def look(blocks: Iterator[Block]) -> _Seen:
-        seen = _Seen()
+        seen = _Seen(ranked)
         for block in blocks:
             seen.add(block.columns)
             if kept is not None:
                 kept[block.start : block.start + block.size] = block[keep]
         return seen
 
-    columns = [*dict.fromkeys(["influence", keep]), *(["row"] if pool.first_row is None else [])]
-    seen = _Seen()
+    columns = [*ranked, *(["row"] if pool.first_row is None else [])]
+    seen = _Seen(ranked)
     for found in pool.map(look, columns, desc="check"):
         seen.merge(found)
-    _check_finite(files, pool, {"influence": seen.not_finite, "loss": seen.others})
+    for column, counts in seen.counts.items():
+        if number := _not_finite(counts):
+            raise _bad_value(files, column, number, pool.size)
     if pool.first_row is None and not seen.ascending:
         return None
     if pool.first_row is None and seen.last - seen.first + 1 == pool.size:
         pool.first_row = seen.first
     if kept is not None:
         pool.kept[keep] = kept
-    if seen.counts[_NEGATIVE_ZERO]:
-        return Ranking(pool, "influence").counts
-    return in_order(seen.counts).reshape(1, -1)
+    return {
+        column: Ranking(pool, column).counts
+        if counts[_NEGATIVE_ZERO]
+        else in_order(counts).reshape(1, -1)
+        for column, counts in seen.counts.items()
+    }
 
 
-def _check_finite(files: Sequence[Path], pool: Pool, bad: Mapping[str, int]) -> None:
-    for column, number in bad.items():
-        if number:
-            raise _not_finite(files, column, number, pool.size)
+def _not_finite(counts: Counts) -> int:
+    """Count values with the exponent of NaN and infinity."""
+    return int(counts[0x7F80:0x8000].sum() + counts[0xFF80:].sum())
 
 
 def _sort(files: Sequence[Path], pool: Pool) -> Path:
@@ -179,7 +175,7 @@ def _sort(files: Sequence[Path], pool: Pool) -> Path:
     return path
 
 
-def _not_finite(files: Sequence[Path], column: str, number: int, size: int) -> InputError:
+def _bad_value(files: Sequence[Path], column: str, number: int, size: int) -> InputError:
     found = []
     for path, table in _tables(files, ["row", "id", column]):
         bad = np.flatnonzero(~np.isfinite(table[column].to_numpy()))[:1].tolist()

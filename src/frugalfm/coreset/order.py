@@ -43,16 +43,17 @@ class OrderStatistic(NamedTuple):
 class Groups:
     """A division of the pool: how many groups, what tells them apart, and the group of each row.
 
-    `number` returns an array of a block's size, -1 for rows of no group; None puts all rows into
-    group 0.
+    `number` returns an array of a block's size, -1 for rows of no group, which `complete` says
+    there are not; None puts all rows into group 0.
     """
 
     count: int = 1
     columns: tuple[str, ...] = ()
     number: Callable[[Block], Numbers] | None = None
+    complete: bool = False
 
 
-WHOLE = Groups()
+WHOLE = Groups(complete=True)
 
 
 def sort_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -171,34 +172,46 @@ class Ranking:
 
     def _count(self, tables: Sequence[npt.NDArray[np.int32]], slots: int) -> Counts:
         """Count the next digit of the values whose digits so far are in the tables."""
-        bits, column, number = self._bits, self._column, self._groups.number
-        mask = np.uint32((1 << bits) - 1)
+        bits, column = self._bits, self._column
 
         def look(blocks: Iterator[Block]) -> npt.NDArray[Any]:
             return np.concatenate([find(block) for block in blocks])
 
-        def find(block: Block) -> npt.NDArray[Any]:
-            keys = sort_keys(block[column])
-            slot: Any = None if number is None else number(block)
-            inside = _inside(block, slot)
-            if inside is not None:
-                keys, slot = keys[inside], None if slot is None else slot[inside]
+        def find(block: Block) -> npt.NDArray[np.uint32]:
+            keys, slot = sort_keys(block[column]), self._slots(block)
+            if (inside := self._inside(block, slot)) is not None:
+                keys, slot = keys[inside], slot if slot is None else slot[inside]
+            place = self._place(keys, slot, 0)
             for depth, table in enumerate(tables):
-                digit = keys >> np.uint32(32 - bits * (depth + 1)) & mask
-                slot = table[0 if slot is None else slot, digit]
-                found = np.flatnonzero(slot >= 0)
-                keys, slot = keys[found], slot[found]
-            digit = keys >> np.uint32(32 - bits * (len(tables) + 1)) & mask
-            return digit if slot is None else (slot.astype(np.int64) << bits) + digit
+                next_slot = table.reshape(-1).take(place)
+                found = np.flatnonzero(next_slot >= 0)
+                keys = keys[found]
+                place = self._place(keys, next_slot[found].view(np.uint32), depth + 1)
+            return place
 
         counts = np.zeros(slots << bits, np.int64)
         for found in self._pool.map(look, [column, *self._groups.columns], desc="rank"):
             np.add.at(counts, found, 1)
         return counts.reshape(slots, -1)
 
+    def _slots(self, block: Block) -> npt.NDArray[np.uint32] | None:
+        number = self._groups.number
+        return None if number is None else number(block).astype(np.int32).view(np.uint32)
 
-def _inside(block: Block, slot: Numbers | None) -> Numbers | None:
-    """Return the places of the rows that count; None for all."""
-    if slot is None:
-        return None if block.eligible is None else np.flatnonzero(block.eligible)
-    return np.flatnonzero(slot >= 0 if block.eligible is None else (slot >= 0) & block.eligible)
+    def _inside(self, block: Block, slot: npt.NDArray[np.uint32] | None) -> Any:
+        """Return the places of the rows that count; None for all."""
+        if slot is None or self._groups.complete:
+            return None if block.eligible is None else np.flatnonzero(block.eligible)
+        inside = slot < np.uint32(self._groups.count)
+        return np.flatnonzero(inside if block.eligible is None else inside & block.eligible)
+
+    def _place(
+        self, keys: npt.NDArray[np.uint32], slot: npt.NDArray[np.uint32] | None, depth: int
+    ) -> npt.NDArray[np.uint32]:
+        """Return where a table of counts has the next digit of keys whose slots are known."""
+        digit = keys >> np.uint32(32 - self._bits * (depth + 1))
+        if depth:
+            digit &= np.uint32((1 << self._bits) - 1)
+        if slot is not None:
+            digit |= slot << np.uint32(self._bits)
+        return digit

@@ -155,17 +155,17 @@ def plan_window(
     deciles: Deciles,
     *,
     by_length: bool = False,
-    ranking: Ranking | None = None,
+    ranking: Ranking,
 ) -> Plan:
     """Take the highest, middle or lowest values of a column; where they are equal, draw.
 
     With `by_length` inside length bins, each sqrt(2) times as long as the one before, which share
     a quota in proportion to their sizes: so short sequences do not win by being short.
 
-    `ranking` is that of the column over the whole pool, if it is known.
+    `ranking` is that of the column over the whole pool.
     """
     inside = _with_bins(groups) if by_length else groups
-    if ranking is None or inside is not WHOLE or pool.eligible is not None:
+    if inside is not WHOLE or pool.eligible is not None:
         ranking = Ranking(pool, column, inside)
     sizes = ranking.sizes
     quotas = np.array([part.quota for part in parts])
@@ -246,8 +246,9 @@ def _window_cells(
 
 def length_bins(lengths: npt.NDArray[Any]) -> Numbers:
     """Bins of lengths, each sqrt(2) times as long as the one before."""
-    bins: Numbers = _BIN_OF[np.minimum(lengths, len(_BIN_OF) - 1)]
-    if (long := np.flatnonzero(lengths >= len(_BIN_OF))).size:
+    bins: Numbers = _BIN_OF.take(lengths, mode="clip")
+    if len(lengths) and lengths.max() >= len(_BIN_OF):
+        long = np.flatnonzero(lengths >= len(_BIN_OF))
         bins[long] = np.searchsorted(_BIN_STARTS, lengths[long], side="right") - 1
     return bins
 
@@ -264,7 +265,8 @@ def _with_bins(groups: Groups) -> Groups:
         group = groups.number(block)
         return np.where(group < 0, -1, group * _BINS + bins)
 
-    return Groups(groups.count * _BINS, ("length", *groups.columns), number)
+    columns = ("length", *groups.columns)
+    return Groups(groups.count * _BINS, columns, number, complete=groups.complete)
 
 
 def _by_bin(sizes: npt.NDArray[np.int64], parts: Sequence[Part]) -> npt.NDArray[np.int64]:
