@@ -113,8 +113,11 @@ class Grid:
     def round(self, values: Tensor) -> Tensor:
         """Nearest grid point of each value; what lies outside goes to the nearest end."""
         integers = self.to_integers(values).clamp(self.format.lowest, self.format.highest)
-        rounded = (integers - self.zero_point.to(self.scale.dtype)) * self.scale
-        return rounded.to(values.dtype)
+        return self.to_values(integers).to(values.dtype)
+
+    def to_values(self, integers: Tensor) -> Tensor:
+        """Give the values that integers stand for."""
+        return (integers.to(self.scale.dtype) - self.zero_point.to(self.scale.dtype)) * self.scale
 
     def clips(self, values: Tensor) -> Tensor:
         """Say of each value whether it lies outside the grid (boolean)."""

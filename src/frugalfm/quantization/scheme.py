@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from frugalfm.artifacts import write_json
 from frugalfm.errors import InputError
 from frugalfm.quantization.quantizers import Format, Grid
+from frugalfm.quantization.transforms import ChannelTransform
 
 __all__ = ["FLOATING_POINT", "Scheme", "hash_weight", "load_scheme", "name_widths", "save_scheme"]
 
@@ -42,6 +43,12 @@ class Scheme:
         By site; empty if activations stay, or are quantized dynamically.
     weight_hashes
         By site: of the weight that the grids belong to.
+    transforms
+        By site, where there is one: what is done to input and weight before they are rounded; the
+        grids are those of the transformed values.
+    integers
+        By site, where the method chose them itself: the weight's integers (int16, its shape);
+        elsewhere the nearest ones are taken.
     """
 
     method: str
@@ -51,6 +58,8 @@ class Scheme:
     weight_grids: dict[str, Grid]
     input_grids: dict[str, Grid]
     weight_hashes: dict[str, str]
+    transforms: dict[str, ChannelTransform] = field(default_factory=dict)
+    integers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -79,6 +88,19 @@ class Scheme:
         if self.activations is None or self.activations.dynamic:
             return self.activations
         return self.input_grids[site]
+
+    def quantized_weight(self, site: str, linear: nn.Linear) -> Tensor:
+        """Give a site's weight as its linear multiplies by it: transformed, and on its grid."""
+        weight = linear.weight.detach()
+        if site in self.transforms:
+            weight = self.transforms[site].to(weight.device).on_weight(weight)
+        grid = self.weight_grids.get(site)
+        if grid is None:
+            return weight
+        grid = grid.to(weight.device)
+        if site in self.integers:
+            return grid.to_values(self.integers[site].to(weight.device)).to(weight.dtype)
+        return grid.round(weight)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model other than the one that the grids were found for.
@@ -124,7 +146,7 @@ def hash_weight(module: nn.Linear) -> str:
 
 
 def save_scheme(scheme: Scheme, folder: Path) -> None:
-    """Write ``scheme.json`` (formats, sites) and ``scheme.safetensors`` (scales, zero points)."""
+    """Write ``scheme.json`` (formats, sites) and ``scheme.safetensors`` (grids, transforms)."""
     write_json(
         folder / _JSON,
         {
@@ -140,6 +162,12 @@ def save_scheme(scheme: Scheme, folder: Path) -> None:
         for site, grid in grids.items():
             tensors[f"{site}.{what}.scale"] = grid.scale.cpu().contiguous()
             tensors[f"{site}.{what}.zero_point"] = grid.zero_point.cpu().contiguous()
+    for site, transform in scheme.transforms.items():
+        tensors[f"{site}.transform.scale"] = transform.scale.cpu().contiguous()
+        if transform.shift is not None:
+            tensors[f"{site}.transform.shift"] = transform.shift.cpu().contiguous()
+    for site, integers in scheme.integers.items():
+        tensors[f"{site}.weight.integers"] = integers.cpu().contiguous()
     save_file(tensors, folder / _TENSORS)
 
 
@@ -177,6 +205,15 @@ def _assemble(content: dict[str, Any], tensors: dict[str, Tensor]) -> Scheme:
             for site in content["sites"]
         }
 
+    transforms = {
+        site: ChannelTransform(
+            tensors[f"{site}.transform.scale"], tensors.get(f"{site}.transform.shift")
+        )
+        for site in content["sites"]
+        if f"{site}.transform.scale" in tensors
+    }
+    key = "{}.weight.integers"
+    integers = {s: tensors[key.format(s)] for s in content["sites"] if key.format(s) in tensors}
     return Scheme(
         method=content["method"],
         weights=weights,
@@ -185,4 +222,6 @@ def _assemble(content: dict[str, Any], tensors: dict[str, Tensor]) -> Scheme:
         weight_grids=find_grids("weight", weights),
         input_grids=find_grids("input", activations),
         weight_hashes=content["sites"],
+        transforms=transforms,
+        integers=integers,
     )

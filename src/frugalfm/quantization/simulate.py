@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from frugalfm.quantization.quantizers import Format, Grid, fake_quantize
 from frugalfm.quantization.scheme import Scheme
+from frugalfm.quantization.transforms import ChannelTransform
 
 __all__ = ["SimulatedLinear", "Simulation", "simulate"]
 
@@ -21,28 +22,41 @@ class SimulatedLinear(nn.Module):
     ----------
     linear
         The original; not changed.
-    weight, activation
-        What rounds its weight and input; None rounds nothing.
+    weight
+        Transformed and rounded.
+    activation
+        What rounds its (transformed) input; None rounds nothing.
+    transform
+        Of the input; None leaves it.
     """
 
     weight: Tensor
+    bias: Tensor | None
 
     def __init__(
-        self, linear: nn.Linear, weight: Grid | None, activation: Format | Grid | None
+        self,
+        linear: nn.Linear,
+        weight: Tensor,
+        activation: Format | Grid | None,
+        transform: ChannelTransform | None = None,
     ) -> None:
         super().__init__()
         self.linear = linear
         self.activation = activation
+        self.transform = transform
         self.enabled = True
-        rounded = fake_quantize(linear.weight.detach(), weight)
-        self.register_buffer("weight", rounded, persistent=False)
+        bias = linear.bias if transform is None else transform.on_bias(linear)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last dimension, as ``nn.Linear`` does."""
         if not self.enabled:
             out: Tensor = self.linear(x)
             return out
-        return functional.linear(fake_quantize(x, self.activation), self.weight, self.linear.bias)
+        if self.transform is not None:
+            x = self.transform.on_input(x)
+        return functional.linear(fake_quantize(x, self.activation), self.weight, self.bias)
 
 
 class Simulation:
@@ -89,13 +103,14 @@ def simulate(model: nn.Module, scheme: Scheme) -> Iterator[Simulation]:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)  # checked above
         device = linear.weight.device
-        weight = scheme.weight_grids.get(name)
         activation = scheme.input_quantizer(name)
+        transform = scheme.transforms.get(name)
         originals[name] = linear
         simulated[name] = SimulatedLinear(
             linear,
-            weight.to(device) if weight else None,
+            scheme.quantized_weight(name, linear),
             activation.to(device) if isinstance(activation, Grid) else activation,
+            transform.to(device) if transform else None,
         ).train(model.training)
     try:
         for name, module in simulated.items():
