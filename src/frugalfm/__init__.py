@@ -26,6 +26,7 @@ VERBS = (
     "cluster",
     "select",
     "tune",
+    "predict",
     "embed",
     "evaluate",
     "outliers",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from frugalfm.verbs.evaluate import evaluate as evaluate
     from frugalfm.verbs.import_checkpoint import import_checkpoint as import_checkpoint
     from frugalfm.verbs.outliers import outliers as outliers
+    from frugalfm.verbs.predict import predict as predict
     from frugalfm.verbs.pretrain import pretrain as pretrain
     from frugalfm.verbs.quantize import quantize as quantize
     from frugalfm.verbs.score import score as score
@@ -73,20 +75,25 @@ def _register_models() -> None:
 
 
 def _finish(module: str) -> None:
-    # transformers may import the one module in the middle of the other; model code needs both
-    # whole, so the last of the two to be finished registers.
+    # transformers may import the one module in the middle of the other, and whoever imports our
+    # model code first does so in the middle of that; the last to be finished registers.
     _whole.add(module)
     if _AUTO in _whole and _LAYERS not in sys.modules:
         importlib.import_module(_LAYERS)
-    elif _whole >= {_AUTO, _LAYERS}:
+    elif _whole >= {_AUTO, _LAYERS} and not any(
+        name in sys.modules and name not in _whole for name in _MODELS
+    ):
         _register_models()
 
 
 _AUTO = "transformers.models.auto.modeling_auto"
 _LAYERS = "transformers.modeling_layers"
+_MODELS = tuple(
+    f"frugalfm.encoders.{name}" for name in ("dnabert2.layers", "dnabert2.modeling", "pooled")
+)
 _whole: set[str] = set()
 
 install_with_transformers()
 call_after_import("transformers.models.auto.configuration_auto", _register_config)
-for _module in (_LAYERS, _AUTO):
+for _module in (_LAYERS, _AUTO, *_MODELS):
     call_after_import(_module, functools.partial(_finish, _module))

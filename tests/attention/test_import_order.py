@@ -11,6 +11,9 @@ MODULES = [
     "transformers.models.bert.modeling_bert",
     "transformers.models.qwen3.modeling_qwen3",
     "transformers.masking_utils",
+    "frugalfm.encoders.dnabert2.modeling",
+    "frugalfm.encoders.dnabert2.layers",
+    "frugalfm.encoders.pooled",
 ]
 
 
