@@ -146,7 +146,7 @@ class Cell:
         codec = Codec.from_tokenizer(tokenizer)
         task = limit_train(read(codec), settings.max_train)
         embedder = Embedder(
-            model, codec, settings.pooling, settings.batch_tokens, settings.precision
+            model, codec, settings.probe_pooling, settings.batch_tokens, settings.precision
         )
         residues = count_residues(task, 0)
         with progress(total=residues, desc="embed", unit="residue", unit_scale=True) as bar:

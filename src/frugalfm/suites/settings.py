@@ -42,7 +42,7 @@ class SuiteSettings:
     leaks, too_long
         As for :func:`~frugalfm.tasks.read_task`.
     pooling, batch_tokens, precision
-        As for ``frugalfm evaluate`` and ``frugalfm tune``.
+        As for ``frugalfm evaluate`` and ``frugalfm tune``; auto is the mean for probes.
 
     Raises
     ------
@@ -58,7 +58,7 @@ class SuiteSettings:
     start: StartName = "probe"
     leaks: Leaks = "report"
     too_long: TooLong = "crop"
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["auto", "mean", "cls"] = "auto"
     batch_tokens: int = 16_384
     precision: Precision = "fp32"
 
@@ -93,12 +93,17 @@ class SuiteSettings:
             del found["max_steps"]
         return {name: value for name, value in found.items() if value is not None}
 
+    @property
+    def probe_pooling(self) -> Literal["mean", "cls"]:
+        """What probes read."""
+        return "mean" if self.pooling == "auto" else self.pooling
+
     def identity(self, method: str) -> dict[str, Any]:
         """All that decides the result of a cell, but for task, checkpoint, method and seed."""
         names = ("max_train", "leaks", "too_long", "pooling", "batch_tokens", "precision")
         found = {name: getattr(self, name) for name in names}
         if method == PROBE:
-            return found
+            return found | {"pooling": self.probe_pooling}
         return found | {"max_steps": self.max_steps, "start": self.start}
 
 

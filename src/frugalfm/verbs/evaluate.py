@@ -35,7 +35,7 @@ def evaluate(
         "interaction",
         "affinity",
     ] = "auto",
-    pooling: Literal["mean", "cls"] = "mean",
+    pooling: Literal["auto", "mean", "cls"] = "auto",
     order: Literal["symmetric", "ordered"] = "symmetric",
     probe: Literal["auto", "attention", "pairs", "both"] = "auto",
     leaks: Literal["report", "drop", "error"] = "report",
@@ -101,7 +101,8 @@ def evaluate(
         multilabel (labels apart by ;), distance, and base-pair (from structure).
     pooling
         Mean of the residues, or the first special token (cls); not for labels of residues or
-        pairs of them.
+        pairs of them. Auto is the mean, but where a suite tunes an architecture whose own head
+        reads the first token only.
     order
         Whether the two of a pair of sequences may be exchanged (features a+b, a*b, |a-b|) or
         their order means something (a, b, a*b).
@@ -189,7 +190,7 @@ def evaluate(
     from frugalfm.encoders import load_encoder
     from frugalfm.encoders.checkpoints import check_checkpoint
     from frugalfm.encoders.devices import choose_device
-    from frugalfm.probing.embed import Embedder
+    from frugalfm.probing.embed import Embedder, Pooling
     from frugalfm.probing.evaluation import count_residues, evaluate_task
     from frugalfm.probing.map_probes import MapPlan, evaluate_maps
     from frugalfm.progress import progress
@@ -222,9 +223,10 @@ def evaluate(
             labelled, probe, train_sequences=train_sequences, train_pairs=train_pairs, seed=seed
         )
     per_residue = labelled.kind == "token" or plan is not None
-    config = {
+    pooled: Pooling = "token" if per_residue else "mean" if pooling == "auto" else pooling
+    config: dict[str, Any] = {
         "kind": labelled.kind,
-        "pooling": "token" if per_residue else pooling,
+        "pooling": pooled,
         "leaks": leaks,
         "too_long": too_long,
         "train_tokens": train_tokens if labelled.kind == "token" else None,
@@ -241,9 +243,7 @@ def evaluate(
         if stage.done:
             print(f"{out}: already there, made by the same call")
             return out
-        embedder = Embedder(
-            model, codec, "token" if per_residue else pooling, batch_tokens, precision
-        )
+        embedder = Embedder(model, codec, pooled, batch_tokens, precision)
         residues = plan.count_residues(labelled) if plan else count_residues(labelled, train_tokens)
         with progress(total=residues, desc="embed", unit="residue", unit_scale=True) as bar:
             if plan is not None:
