@@ -69,6 +69,7 @@ def test_no_verb_shows_the_overview(capsys):
         (["score", "x", "--model", "m", "--out", "OUT", "--seed", "-1"], "--seed"),
         (["select", "nowhere", "--budget=1%", "--strategy=random", "--out", "OUT"], "nowhere"),
         (["embed", "nowhere", "x.fasta", "--out", "OUT"], "nowhere"),
+        (["predict", "nowhere", "x.fasta", "--out", "OUT.csv"], "nowhere"),
         (["evaluate", "nowhere", "--task", "x", "--out", "OUT"], "nowhere"),
         (["outliers", "nowhere", "--data", "x", "--out", "OUT"], "nowhere"),
         (["quantize", "nowhere", "--data", "x", "--out", "OUT"], "nowhere"),
@@ -128,8 +129,8 @@ def test_a_bug_is_reported_as_one(monkeypatch, capsys):
 
 ORDER = [
     "errors", "artifacts", "progress", "sequences", "coreset", "tokens", "attention", "encoders",
-    "tasks", "probing", "training", "influence", "quantization", "suites", "reporting", "verbs",
-    "cli",
+    "tasks", "probing", "training", "influence", "quantization", "deployment", "suites",
+    "reporting", "verbs", "cli",
 ]  # fmt: skip
 
 

@@ -209,7 +209,9 @@ def load_adapter(
     check_method(method)
     path = Path(base or source["path"])
     if not path.is_dir():
-        raise InputError(f"{path}: the checkpoint that {folder} adapts is not there; say where")
+        raise InputError(
+            f"{path}: the checkpoint that {folder} adapts is not there; name it (--base)"
+        )
     if fingerprint(path) != source["sha256"]:
         raise InputError(f"{path}: is not the checkpoint that {folder} was trained on")
     from peft import PeftModel
