@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frugalfm.errors import InputError
-from frugalfm.quantization.quantizers import Format, Grid, fake_quantize
+from frugalfm.quantization.quantizers import (
+    Format,
+    Grid,
+    fake_quantize,
+    make_input_format,
+    make_weight_format,
+)
 
 BITS = st.integers(2, 16)
 VALUES = st.lists(
@@ -123,7 +129,7 @@ def test_bad_formats_are_refused():
     for bits in (1, 17):
         with pytest.raises(InputError, match="2 to 16"):
             Format(bits, symmetric=True)
-    with pytest.raises(InputError, match="use one of tensor, channel, token"):
+    with pytest.raises(InputError, match="use one of tensor, channel, group, token"):
         Format(8, symmetric=True, granularity="row")
 
 
@@ -132,3 +138,104 @@ def test_grid_moves():
     moved = grid.to(torch.device("cpu"))
     assert isinstance(moved, Grid)
     assert moved.format == grid.format
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 9), st.integers(2, 8), st.booleans())
+def test_groups_are_the_rows_of_the_reshaped_weight(rows, groups, size, bits, symmetric):
+    weight = torch.randn(rows, groups * size, generator=torch.Generator().manual_seed(rows))
+    form = Format(bits, symmetric, "group", size)
+    grid = form.cover(*form.find_range(weight))
+    assert grid.scale.shape == grid.zero_point.shape == (rows, groups)
+    apart = weight.reshape(-1, size)
+    channel = Format(bits, symmetric, "channel")
+    other = channel.cover(*channel.find_range(apart))
+    assert torch.equal(grid.scale.reshape(-1, 1), other.scale)
+    assert torch.equal(grid.round(weight).reshape(-1, size), other.round(apart))
+    assert torch.equal(grid.to_integers(weight).reshape(-1, size), other.to_integers(apart))
+    assert torch.equal(grid.clips(weight * 2).reshape(-1, size), other.clips(apart * 2))
+    step = grid.scale.repeat_interleave(size, -1)
+    assert ((grid.round(weight) - weight).abs() <= step / 2 * 1.0001).all()
+    assert torch.equal(grid.round(grid.round(weight)), grid.round(weight))
+
+
+def test_a_group_that_is_not_full_is_refused():
+    form = Format(4, True, "group", 32)
+    with pytest.raises(InputError, match="48 inputs do not divide into groups of 32"):
+        form.find_range(torch.zeros(2, 48))
+    for size, granularity in ((None, "group"), (32, "channel"), (0, "group")):
+        with pytest.raises(InputError, match=r"group"):
+            Format(4, True, granularity, size)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_torch_rounds_alike(bits, symmetric):
+    """Against torch's own fake quantization, but where both sides of a tie are right."""
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(16, 24, generator=generator) * torch.linspace(0.1, 9, 16)[:, None]
+    form = Format(bits, symmetric, "channel")
+    grid = form.cover(*form.find_range(weight))
+    expected = torch.fake_quantize_per_channel_affine(
+        weight, grid.scale[:, 0], grid.zero_point[:, 0], 0, form.lowest, form.highest
+    )
+    assert (torch.isclose(grid.round(weight), expected, atol=1e-6)).float().mean() > 0.99
+    whole = Format(bits, symmetric)
+    one = whole.cover(*whole.find_range(weight))
+    expected = torch.fake_quantize_per_tensor_affine(
+        weight, float(one.scale), int(one.zero_point), form.lowest, form.highest
+    )
+    assert (torch.isclose(one.round(weight), expected, atol=1e-6)).float().mean() > 0.99
+    if symmetric and bits == 8:
+        real = torch.quantize_per_channel(
+            weight, grid.scale[:, 0].double(), grid.zero_point[:, 0], 0, torch.qint8
+        )
+        same = real.int_repr() == grid.to_integers(weight).int()
+        assert same.float().mean() > 0.99
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(2, 8), st.booleans())
+def test_a_sequence_has_one_grid_whatever_its_pads(batch, width, bits, symmetric):
+    x = torch.randn(batch, width, 5, generator=torch.Generator().manual_seed(width))
+    form = Format(bits, symmetric, "sequence")
+    padded = torch.cat([x, 1000 * torch.ones(batch, 2, 5)], 1)
+    pads = torch.arange(width + 2)[None, :, None] >= width
+    found = fake_quantize(padded, form, pads)[:, :width]
+    whole = Format(bits, symmetric)
+    for row, values in zip(found, x, strict=True):
+        assert torch.equal(row, whole.cover(*values.aminmax()).round(values))
+    assert form.dynamic
+    assert not form.per_row
+
+
+def test_levels_are_the_nearest_of_a_table():
+    levels = (-1.0, -0.4, 0.0, 0.1, 1.0)
+    form = Format(3, True, "channel", levels=levels)
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    grid = form.cover(*form.find_range(weight))
+    scale = weight.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(grid.scale, scale)
+    points = (torch.tensor(levels) * scale[..., None]).double().expand(6, 40, 5)
+    nearest = (weight[..., None].double() - points).abs().argmin(-1)
+    assert torch.equal(grid.to_integers(weight).long(), nearest)
+    torch.testing.assert_close(
+        grid.round(weight), points.gather(-1, nearest[..., None])[..., 0].float()
+    )
+    assert torch.equal(grid.to_values(nearest), grid.round(weight))
+    assert not grid.clips(weight).any()
+    assert grid.clips(weight * 1.01).any()
+    for wrong in ((0.0,), (-1.0, 0.5, 1.0), (0.0, -1.0), (-0.5, 0.0, 0.5), tuple(range(9))):
+        with pytest.raises(InputError, match="levels"):
+            Format(3, True, levels=wrong)
+
+
+def test_formats_of_weights_and_activations():
+    assert make_weight_format(16) is None
+    assert make_input_format(16) is None
+    assert make_weight_format(4, "group") == Format(4, True, "group", 128)
+    assert make_weight_format(4, "group", group_size=32).group_size == 32
+    assert make_weight_format(8, symmetric=False) == Format(8, False, "channel")
+    assert make_input_format(8, "sequence", symmetric=True) == Format(8, True, "sequence")
+    with pytest.raises(InputError, match="not per token"):
+        make_weight_format(8, "token")
+    with pytest.raises(InputError, match="not per channel"):
+        make_input_format(8, "channel")

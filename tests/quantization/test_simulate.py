@@ -1,6 +1,7 @@
 """Simulation rounds what it should, leaves no trace, and a saved scheme does the same."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from frugalfm.errors import InputError
-from frugalfm.quantization import load_scheme, quantize_minmax, save_scheme, simulate
+from frugalfm.quantization import (
+    ChannelTransform,
+    Format,
+    compare,
+    extend_scheme,
+    load_scheme,
+    quantize_minmax,
+    save_scheme,
+    simulate,
+)
 from frugalfm.quantization.simulate import SimulatedLinear
 
 
@@ -100,6 +110,90 @@ def test_saved_scheme_gives_identical_logits(model, split, run, tmp_path, settin
         first = run(model, batch)
     with simulate(model, again):
         assert torch.equal(run(model, batch), first)
+
+
+def test_a_scheme_without_a_version_is_still_read(model, split, run, tmp_path):
+    """As schemes were written before there were places: no version, no lists of grids."""
+    scheme = quantize_minmax(model, split.calibration[:2], weights=5)
+    save_scheme(scheme, tmp_path)
+    path = tmp_path / "scheme.json"
+    content = json.loads(path.read_text())
+    assert content["version"] == 2
+    for name in ("version", "extent", "places", "weight_grids", "input_grids"):
+        del content[name]
+    for name in ("weights", "activations"):
+        content[name] = {k: content[name][k] for k in ("bits", "symmetric", "granularity")}
+    path.write_text(json.dumps(content))
+    again = load_scheme(tmp_path)
+    with simulate(model, scheme):
+        first = run(model, split.evaluation[0])
+    with simulate(model, again):
+        assert torch.equal(run(model, split.evaluation[0]), first)
+    path.write_text(json.dumps(content | {"version": 3}))
+    with pytest.raises(InputError, match=r"scheme\.json: is of version 3.* reads up to 2"):
+        load_scheme(tmp_path)
+
+
+def test_transforms_integers_and_levels_are_saved(model, split, run, tmp_path):
+    """A shared transform and shared grids too, which safetensors does not take as they are."""
+    scheme = quantize_minmax(model, split.calibration[:2], weight_granularity="channel")
+    name, other = scheme.sites[:2]
+    linear = model.get_submodule(name)
+    transform = ChannelTransform(torch.rand(128) + 0.5, torch.randn(128))
+    weight = transform.on_weight(linear.weight.detach())
+    form = Format(3, True, "group", 32, levels=(-1.0, -0.3, 0.0, 0.4, 1.0))
+    grid = form.cover(*form.find_range(weight))
+    scheme = replace(
+        scheme,
+        weights=form,
+        weight_grids=dict.fromkeys(scheme.sites, grid)
+        | {
+            site: form.cover(*form.find_range(model.get_submodule(site).weight.detach()))
+            for site in scheme.sites[2:]
+        },
+        input_grids=dict.fromkeys(scheme.sites, scheme.input_grids[name]),
+        transforms={name: transform, other: transform},
+        integers={name: torch.randint(0, 5, weight.shape, dtype=torch.int16)},
+    )
+    save_scheme(scheme, tmp_path)
+    again = load_scheme(tmp_path)
+    assert again.weights == form
+    assert torch.equal(again.transforms[other].shift, transform.shift)
+    with simulate(model, scheme):
+        first = run(model, split.evaluation[0])
+    with simulate(model, again):
+        assert torch.equal(run(model, split.evaluation[0]), first)
+
+
+def test_saturation_counts_transformed_values(model, split):
+    """A shift moves all values into the grid, or out of it."""
+    scheme = quantize_minmax(model, split.calibration)
+    name = "esm.encoder.layer.1.intermediate.dense"
+    far = ChannelTransform(torch.ones(128), torch.full((128,), -1000.0))
+    assert not compare(model, scheme, split.evaluation).saturating
+    moved = replace(scheme, transforms={name: far})
+    worst = next(iter(compare(model, moved, split.evaluation).saturating.items()))
+    assert worst == (name, 1.0)
+
+
+def test_a_norms_output_is_transformed_as_its_readers(model, split, run):
+    """One transform for all readers is the output's, too; two different ones are nobody's."""
+    norm = "esm.encoder.emb_layer_norm_after.(output)"
+    linears = quantize_minmax(model, split.calibration)
+    transform = ChannelTransform(torch.linspace(0.1, 8, 128), torch.randn(128))
+    with_head = replace(linears, transforms={"lm_head.dense": transform})
+    scheme = extend_scheme(model, split.calibration, with_head, "all")
+    assert torch.equal(scheme.transforms[norm].scale, transform.scale)
+    assert norm not in extend_scheme(model, split.calibration, linears, "all").transforms
+    seen = []
+    with simulate(model, scheme) as simulation:
+        simulation.watch(lambda name, values: seen.append(values) if name == norm else None)
+        rounded = run(model, split.evaluation[0])
+        simulation.enable(False)
+        plain = run(model, split.evaluation[0])
+    assert (rounded - plain).norm() < 0.2 * plain.norm()
+    grid = scheme.input_grids[norm]
+    assert not grid.clips(torch.cat(seen)).float().mean() > 0.01
 
 
 def test_scheme_of_other_weights_is_refused(model, split):

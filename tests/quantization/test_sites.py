@@ -1,24 +1,36 @@
 """Every linear is quantized or listed with a reason."""
 
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 from transformers import EsmForSequenceClassification
 
+from frugalfm.attention.binding import find_attentions
 from frugalfm.encoders import create_encoder
+from frugalfm.errors import InputError
 from frugalfm.quantization.sites import abbreviate, survey_sites
+from frugalfm.training.pairs import make_pair_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
+from architectures import DESCRIBED, make_mlm
 
 
-def check_complete(model):
-    survey = survey_sites(model)
-    quantized = [site.name for site in survey.sites]
+def check_complete(model, extent="linears", *, tables=False):
+    survey = survey_sites(model, extent, tables=tables)
+    quantized = [site.name for site in survey.linears]
     others = {place.name: place.reason for place in survey.left_out}
     assert len(set(quantized)) == len(quantized)
     assert not set(quantized) & set(others)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             assert (name in quantized) != (name in others)
-        elif isinstance(module, nn.Embedding | nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm):
             assert name in others
+        elif isinstance(module, nn.Embedding):
+            assert name in others or name in {site.module for site in survey.places}
     assert all(others.values())
     return quantized, others
 
@@ -50,3 +62,86 @@ def test_abbreviate():
     names = ["a.0.b", "a.0.c", "a.1.b", "a.1.c", "a.3.c", "head"]
     assert abbreviate(names) == ["a.{0..1}.b", "a.{0,1,3}.c", "head"]
     assert abbreviate(["a.7.b"]) == ["a.7.b"]
+
+
+@pytest.mark.parametrize("kind", DESCRIBED)
+def test_every_extent_is_complete_and_holds_the_smaller_one(kind):
+    model = make_mlm(kind)
+    found = {}
+    for extent in ("linears", "attention", "all"):
+        for tables in (False, True):
+            check_complete(model, extent, tables=tables)
+        found[extent] = {site.name: site for site in survey_sites(model, extent).sites}
+    assert found["linears"].items() <= found["attention"].items() <= found["all"].items()
+    roles = [site.role for site in found["attention"].values() if site.kind == "attention"]
+    assert sorted(roles) == sorted(["query", "key", "probabilities", "value"] * 3)
+    for name, site in found["all"].items():
+        assert isinstance(model.get_submodule(site.module), nn.Module), name
+        if site.kind == "attention":
+            assert site.module in {
+                n for n, m in model.named_modules() if m in find_attentions(model)
+            }
+
+
+def test_what_is_read_has_its_name():
+    reads = {site.role: site.reads for site in survey_sites(make_mlm("dnabert2")).sites}
+    assert reads["attention_out"] == "context"
+    assert reads["ffn_out"] == "gated product"
+    assert reads["query+key+value"] == reads["head"] == "states"
+    for kind, product in (("bert", "hidden activation"), ("esmc", "gated product")):
+        reads = {site.role: site.reads for site in survey_sites(make_mlm(kind)).sites}
+        assert reads["ffn_out"] == product
+
+
+def test_norms_feed_the_linears_after_them():
+    """Post-LN: two linears' worth of readers; pre-LN: rounded only as what linears read."""
+    bert = {s.name: s.feeds for s in survey_sites(make_mlm("bert"), "all").sites}
+    layer = "bert.encoder.layer.{}."
+    qkv = tuple(layer.format(1) + f"attention.self.{x}" for x in ("query", "key", "value"))
+    assert bert[layer.format(0) + "output.LayerNorm.(output)"] == qkv
+    first = tuple(name.replace("layer.1", "layer.0") for name in qkv)
+    assert bert["bert.embeddings.LayerNorm.(output)"] == first
+    inside = (layer.format(0) + "intermediate.dense",)
+    assert bert[layer.format(0) + "attention.output.LayerNorm.(output)"] == inside
+    head = ("cls.predictions.transform.dense",)
+    assert bert[layer.format(2) + "output.LayerNorm.(output)"] == head
+    survey = survey_sites(make_mlm("esm2"), "all")
+    names = [site.name for site in survey.sites]
+    assert "esm.encoder.layer.1.LayerNorm.(output)" not in names
+    assert "esm.encoder.layer.1.LayerNorm.(input)" in names
+    others = {place.name: place.reason for place in survey.left_out}
+    assert "linears that read it" in others["esm.encoder.layer.1.LayerNorm.(output)"]
+    assert "esm.encoder.layer.1.(running residual sum)" in others
+
+
+def test_a_tied_decoder_is_quantized_if_asked_for():
+    model = make_mlm("bert")
+    decoder = "cls.predictions.decoder"
+    assert decoder not in [s.name for s in survey_sites(model, "attention").linears]
+    assert decoder in [s.name for s in survey_sites(model, "all").linears]
+    others = {place.name for place in survey_sites(model, "all").left_out}
+    assert {f"{decoder}.(weight)", "bert.embeddings.word_embeddings"} <= others
+    survey = survey_sites(model, tables=True)
+    assert not others & {f"{decoder}.(weight)"} & {p.name for p in survey.left_out}
+    assert decoder in [s.name for s in survey.linears]
+    table = "bert.embeddings.word_embeddings"
+    assert survey.tied == {decoder: table}
+    assert f"{table}.(table)" in [s.name for s in survey.places]
+
+
+def test_models_for_pairs_are_surveyed_by_what_they_run():
+    encoder, _ = create_encoder("rna-fm-nano")
+    for what in ("sequences", "positions"):
+        model = make_pair_model(encoder, what)
+        survey = survey_sites(model, "all", tables=True)
+        names = [site.name for site in survey.linears]
+        assert all(name.startswith(("encoder.esm.", "head.")) for name in names)
+        assert any(name.startswith("head.") for name in names)
+        others = {place.name: place.reason for place in survey.left_out}
+        assert "does not run" in others["encoder.lm_head.dense"]
+        assert not any("lm_head" in site.name for site in survey.sites)
+
+
+def test_unknown_extents_are_refused():
+    with pytest.raises(InputError, match="use linears, attention, all"):
+        survey_sites(make_mlm("bert"), "everything")

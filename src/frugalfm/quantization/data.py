@@ -1,20 +1,29 @@
-"""Calibration and evaluation batches: disjoint, masked, the same for the same seed."""
+"""Calibration and evaluation batches: checked, disjoint, the same for the same seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from frugalfm.errors import InputError
 from frugalfm.tokens.batches import SPECIALS, plan_by_length
-from frugalfm.tokens.codec import Codec
+from frugalfm.tokens.codec import Codec, PieceCodec
+from frugalfm.tokens.inputs import sample_encoded
 from frugalfm.tokens.masking import IGNORED
 from frugalfm.tokens.store import TokenList
 from frugalfm.training.data import Batch, make_batch
 
-__all__ = ["Split", "split_batches"]
+__all__ = ["UNKNOWN_LIMIT", "Split", "draw_sequences", "plain_batches", "split_batches"]
+
+UNKNOWN_LIMIT = 0.2
+"""Share of unknown and ambiguous tokens above which data are taken to be of another alphabet."""
+
+_NUCLEOTIDES = "ACGTUN"
+_ENOUGH = 200  # residues of a protein that are more than a few by chance
 
 
 @dataclass(frozen=True)
@@ -96,3 +105,61 @@ def split_batches(
         np.concatenate([np.empty(0, np.int64), *calibration]),
         held_out,
     )
+
+
+def draw_sequences(path: Path, codec: Codec, limit: int, seed: int) -> list[np.ndarray]:
+    """Draw sequences from any input, and refuse those of another alphabet than the model's.
+
+    Parameters
+    ----------
+    path
+        A sequence file or shards.
+    codec
+        Of the model's tokenizer.
+    limit, seed
+        Sequences at most, and which.
+
+    Raises
+    ------
+    InputError
+        The input cannot be read or is empty; more than :data:`UNKNOWN_LIMIT` of its tokens are
+        unknown to the tokenizer, or ambiguous; or the model reads proteins and these are
+        nucleotides alone.
+    """
+    drawn = sample_encoded(path, codec, limit, seed).tokens
+    tokens = np.concatenate(drawn)
+    unknown = 1 - float(np.isin(tokens, codec.residue_ids).mean()) if len(tokens) else 1.0
+    if unknown > UNKNOWN_LIMIT:
+        raise InputError(
+            f"{path}: {unknown:.0%} of the tokens are unknown to the model's tokenizer or stand "
+            f"for no one residue of {codec.alphabet}; give data that the model was made for"
+        )
+    if codec.alphabet == "protein" and not isinstance(codec, PieceCodec) and len(tokens) > _ENOUGH:
+        known = {int(codec.table[ord(letter)]) for letter in _NUCLEOTIDES}
+        if set(np.unique(tokens).tolist()) <= known:
+            raise InputError(
+                f"{path}: holds nothing but {_NUCLEOTIDES}, so it is DNA or RNA, and the model "
+                "reads proteins; give data that the model was made for"
+            )
+    return drawn
+
+
+def plain_batches(rectangles: Sequence[np.ndarray], codec: Codec) -> list[Batch]:
+    """Make batches without masked tokens, as a model with a head reads them.
+
+    Parameters
+    ----------
+    rectangles
+        Padded token ids of each batch.
+    codec
+        That padded them.
+    """
+    return [
+        Batch(
+            torch.from_numpy(ids),
+            torch.from_numpy((ids != codec.pad_id).astype(np.int64)),
+            torch.full(ids.shape, IGNORED, dtype=torch.int64),
+            int((ids != codec.pad_id).sum()) - SPECIALS * len(ids),
+        )
+        for ids in rectangles
+    ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frugalfm.errors import InputError
-from frugalfm.probing.activations import watch
 from frugalfm.progress import progress
 from frugalfm.quantization.quantizers import Grid
 from frugalfm.quantization.scheme import Scheme
@@ -20,7 +20,7 @@ from frugalfm.quantization.simulate import Simulation, simulate
 from frugalfm.tokens.masking import IGNORED
 from frugalfm.training.data import Batch
 
-__all__ = ["SATURATION_LIMIT", "Comparison", "compare"]
+__all__ = ["SATURATION_LIMIT", "ClipCounter", "Comparison", "compare", "find_saturating"]
 
 SATURATION_LIMIT = 0.01
 """A site is reported as saturating if more of its inputs than this lie outside its grid."""
@@ -49,7 +49,7 @@ class Comparison:
     output_error
         Mean over targets of ``|quantized logits - logits| / |logits|`` (Euclidean).
     saturation
-        By site with a static grid: fraction of input values, pads left out, outside the grid.
+        By site with a static grid: fraction of (transformed) values, pads left out, outside it.
     """
 
     label: str
@@ -70,8 +70,7 @@ class Comparison:
     @property
     def saturating(self) -> dict[str, float]:
         """The sites beyond :data:`SATURATION_LIMIT`, worst first."""
-        worst = sorted(self.saturation.items(), key=lambda item: -item[1])
-        return {site: share for site, share in worst if share > SATURATION_LIMIT}
+        return find_saturating(self.saturation)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-serialisable (NaN as None)."""
@@ -79,6 +78,12 @@ class Comparison:
         if math.isnan(self.increase_standard_error):
             found["increase_standard_error"] = None
         return found
+
+
+def find_saturating(saturation: dict[str, float]) -> dict[str, float]:
+    """Select the sites beyond :data:`SATURATION_LIMIT`, worst first."""
+    worst = sorted(saturation.items(), key=lambda item: -item[1])
+    return {site: share for site, share in worst if share > SATURATION_LIMIT}
 
 
 @torch.no_grad()
@@ -102,7 +107,7 @@ def compare(model: nn.Module, scheme: Scheme, batches: Sequence[Batch]) -> Compa
     """
     device = next(model.parameters()).device
     tally = _Tally()
-    counter = _ClipCounter(scheme, device)
+    counter = ClipCounter(scheme, device)
     bar = progress(batches, desc=scheme.label, unit="batch")
     with simulate(model, scheme) as simulation:
         for made in bar:
@@ -113,7 +118,7 @@ def compare(model: nn.Module, scheme: Scheme, batches: Sequence[Batch]) -> Compa
 
 
 def _run_twice(
-    model: nn.Module, simulation: Simulation, batch: Batch, counter: _ClipCounter
+    model: nn.Module, simulation: Simulation, batch: Batch, counter: ClipCounter
 ) -> tuple[Tensor, Tensor]:
     """Logits at the targets, in floating point and simulated: fp32, ``(targets, vocabulary)``."""
     target = batch.labels != IGNORED
@@ -123,15 +128,23 @@ def _run_twice(
     if not plain.isfinite().all():
         raise InputError("the model's output is not finite; the checkpoint is unusable")
     simulation.enable()
-    with watch(model, list(simulation.sites), counter.see, "input"):
+    with counter.watch(simulation):
         rounded = model(**inputs).logits[target].float()
     if not rounded.isfinite().all():
         raise InputError("the quantized model's output is not finite; use more bits")
     return plain, rounded
 
 
-class _ClipCounter:
-    """Counts, site by site, the values outside the static grids."""
+class ClipCounter:
+    """Counts, site by site, the (transformed) values outside the static grids, pads left out.
+
+    Parameters
+    ----------
+    scheme
+        With the grids.
+    device
+        To compute on.
+    """
 
     def __init__(self, scheme: Scheme, device: torch.device) -> None:
         self._grids: dict[str, Grid] = {
@@ -140,8 +153,25 @@ class _ClipCounter:
         self._clipped: dict[str, int] = {}
         self._seen: dict[str, int] = {}
 
+    @contextlib.contextmanager
+    def watch(self, simulation: Simulation) -> Iterator[None]:
+        """Count while the context lasts."""
+        simulation.watch(self.see)
+        try:
+            yield
+        finally:
+            simulation.watch(None)
+
     def see(self, name: str, values: Tensor) -> None:
-        """Take in what is about to be rounded, or not, at a site."""
+        """Take in what is about to be rounded, or not, at a site.
+
+        Raises
+        ------
+        InputError
+            It is not finite.
+        """
+        if not values.numel():
+            return
         ends = torch.stack(values.aminmax())
         if not ends.isfinite().all():
             raise InputError(f"the input of {name} is not finite under quantization")
@@ -185,7 +215,7 @@ class _Tally:
         clusters.index_add_(0, rows, torch.stack([difference, torch.ones_like(difference)], -1))
         self._clusters.append(clusters.cpu())
 
-    def finish(self, scheme: Scheme, counter: _ClipCounter) -> Comparison:
+    def finish(self, scheme: Scheme, counter: ClipCounter) -> Comparison:
         """Means over all targets."""
         clusters = torch.cat(self._clusters) if self._clusters else torch.zeros(0, 2)
         targets = int(clusters[:, 1].sum())

@@ -47,6 +47,11 @@ class ChannelTransform:
         shifted = x if self.shift is None else x - self.shift.to(x.dtype)
         return shifted / self.scale.to(x.dtype)
 
+    def undo(self, x: Tensor) -> Tensor:
+        """Bring transformed inputs back."""
+        scaled = x * self.scale.to(x.dtype)
+        return scaled if self.shift is None else scaled + self.shift.to(x.dtype)
+
     def on_weight(self, weight: Tensor) -> Tensor:
         """Transform a weight, shape ``(out_features, in_features)``."""
         return weight * self.scale.to(weight.dtype)

@@ -9,7 +9,10 @@ from frugalfm.errors import InputError
 from frugalfm.verbs import with_paths
 
 if TYPE_CHECKING:
-    from frugalfm.quantization import Comparison, Scheme, Survey
+    from frugalfm.quantization.plan import QuantizationPlan
+    from frugalfm.quantization.running import Quantized
+    from frugalfm.quantization.sites import Site
+    from frugalfm.quantization.subjects import Subject
 
 __all__ = ["quantize"]
 
@@ -18,42 +21,104 @@ __all__ = ["quantize"]
 def quantize(
     checkpoint: Path,
     *,
-    data: Path,
+    data: Path | None = None,
+    task: Path | None = None,
     out: Path,
-    weights: int = 8,
-    activations: int = 8,
-    method: Literal["minmax"] = "minmax",
+    weights: int | None = None,
+    activations: int | None = None,
+    method: Literal[
+        "minmax", "smoothquant", "outlier-suppression", "omniquant", "rtn", "gptq", "nf4"
+    ] = "minmax",
+    sites: Literal["linears", "attention", "all"] = "linears",
+    tables: bool = False,
+    weight_granularity: Literal["tensor", "channel", "group"] | None = None,
+    activation_granularity: Literal["tensor", "token", "sequence"] | None = None,
+    group_size: int | None = None,
+    symmetric_activations: bool | None = None,
+    weight_observer: Literal["minmax", "percentile", "mse"] | None = None,
+    activation_observer: Literal["minmax", "running", "percentile", "mse"] | None = None,
+    percentile: float | None = None,
+    alpha: float | Literal["search"] | None = None,
+    epochs: int | None = None,
+    deploy: bool = False,
+    precision: Literal["fp32", "bf16"] = "bf16",
     calibration_batches: int = 16,
     limit: int = 1024,
     batch_tokens: int = 8192,
     seed: int = 0,
-    weight_granularity: Literal["tensor", "channel"] = "tensor",
-    activation_granularity: Literal["tensor", "token"] = "tensor",
+    base: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Find a low-bit scheme for an encoder and measure what it costs.
 
-    Weights and inputs of the linears in the layers and the head are quantized; everything else
-    stays in floating point and is listed with the reason. Execution is simulated (values are
-    rounded to the grid, arithmetic is fp32), so the cost in quality is exact and nothing gets
-    faster. The masked loss is measured on the same held-out positions before and after.
+    Weights and inputs of the linears in the layers and the head are quantized, and more if asked
+    for; everything else stays in floating point and is listed with the reason. Execution is
+    simulated (values are rounded to the grid, arithmetic is fp32), so the cost in quality is exact
+    and nothing gets faster; --deploy writes a model that is smaller, and faster on a CPU. Of a
+    masked-language model the masked loss is measured, on the same held-out positions before and
+    after; of a tuned one its task's metrics, or without labels how often it decides alike.
 
     Parameters
     ----------
     checkpoint
-        A Hugging Face folder with safetensors weights.
+        A Hugging Face folder with safetensors weights, or what ``frugalfm tune`` made; an adapter
+        is merged in memory.
     data
         Sequences: FASTA, FASTQ, CSV, TSV, Parquet, or a folder of shards. At most twice --limit
-        are drawn: one half to calibrate with, the other to evaluate on.
+        are drawn: one half to calibrate with, the other to evaluate on; with --task all of them
+        calibrate.
+    task
+        Of a tuned model: the folder of its task, to evaluate on. Without --data its training
+        split calibrates.
     out
-        Folder for quantization.json, scheme.json and scheme.safetensors.
+        Folder for quantization.json, scheme.json and scheme.safetensors; with --deploy for the
+        deployed model instead of the latter two.
     weights
-        Bits of a weight, 2 to 15; 16 leaves weights in floating point.
+        Bits of a weight, 2 to 15; 16 leaves weights in floating point. By default 8, with rtn,
+        gptq and nf4 4.
     activations
-        Bits of a linear's input, 2 to 15; 16 leaves activations in floating point.
+        Bits of a linear's input, 2 to 15; 16 leaves activations in floating point. By default 8,
+        with rtn, gptq and nf4 16.
     method
-        minmax: weights symmetric, activations asymmetric, ranges by a running min-max.
+        minmax: ranges alone, as the paper of GERM calls traditional. smoothquant,
+        outlier-suppression, omniquant: as published, but for what each module says. rtn, gptq, nf4:
+        weights alone.
+    sites
+        linears: what int8 engines run. attention: also queries, keys, probabilities and values.
+        all: also embeddings, LayerNorms' outputs, residual sums, and the input of a decoder that
+        shares the table of embeddings.
+    tables
+        Round the table of token embeddings, and with it the weight of a decoder that shares it.
+    weight_granularity
+        One scale for a whole weight, for each of its output channels, or for each group of a
+        channel's inputs. By default tensor with minmax, group with rtn and nf4, else channel.
+    activation_granularity
+        One fixed scale for a site, or one for each token or sequence, found as it passes. By
+        default tensor with minmax and outlier-suppression, else token.
+    group_size
+        Inputs that share a scale, 32, 64 or 128; by default 128, with nf4 64. They have to divide
+        each weight's inputs.
+    symmetric_activations
+        Leave out zero points of activations, too; weights have none.
+    weight_observer
+        What a weight's scale is found by: all of its values, all but few, or the least squared
+        error.
+    activation_observer
+        The same for fixed scales of activations; running averages the batches' ranges.
+    percentile
+        Of the observer percentile: share of the values to keep, in percent; 99.99 by default.
+    alpha
+        Of smoothquant and omniquant: how much of the difficulty goes to weights, 0 to 1; with
+        smoothquant also search. 0.5 by default.
+    epochs
+        Of omniquant; 10 by default.
+    deploy
+        Write a folder that holds real low-bit weights and runs on a CPU (OpenVINO), for
+        ``frugalfm embed`` and ``frugalfm predict``, instead of the scheme alone.
+    precision
+        Of a deployed model, what is not computed with integers: bf16 is faster, fp32 more exact.
+        With --weights 16 --activations 16 the whole model; bf16 also halves its size.
     calibration_batches
         Batches that the ranges of activations are found with.
     limit
@@ -62,10 +127,8 @@ def quantize(
         Padded tokens of a batch, at most; lower it if memory runs out.
     seed
         Determines which sequences are drawn, their split, and the masks.
-    weight_granularity
-        One scale for a whole weight, or one for each of its output channels.
-    activation_granularity
-        One fixed scale for a site, or one for each token, found as it passes.
+    base
+        Of an adapter: the checkpoint that it adapts, if that has moved.
     device
         auto, cpu, cuda or cuda:N.
     overwrite
@@ -79,126 +142,149 @@ def quantize(
     Raises
     ------
     InputError
-        A checkpoint, data or option that cannot be used; too few sequences; weights or
-        activations that are not finite.
+        A checkpoint, data or option that cannot be used; too few sequences, or of another
+        alphabet than the model's; weights or activations that are not finite.
     """
     from frugalfm.artifacts import open_stage
-    from frugalfm.encoders.checkpoints import check_checkpoint
+    from frugalfm.deployment.support import check_options
     from frugalfm.encoders.devices import choose_device
+    from frugalfm.quantization.plan import QuantizationPlan
+    from frugalfm.quantization.subjects import check_subject
 
-    settings: dict[str, Any] = {
-        "weights": weights,
-        "activations": activations,
-        "weight_granularity": weight_granularity,
-        "activation_granularity": activation_granularity,
-    }
-    sampling = {
-        "calibration_batches": calibration_batches,
-        "limit": limit,
-        "batch_tokens": batch_tokens,
-        "seed": seed,
-    }
-    _check_options(method, **settings)
-    if min(calibration_batches, limit, batch_tokens) < 1:
-        raise InputError("--calibration-batches, --limit and --batch-tokens are to be at least 1")
-    check_checkpoint(checkpoint)
+    plan = QuantizationPlan(
+        method=method,
+        options={
+            "weights": weights,
+            "activations": activations,
+            "weight_granularity": weight_granularity,
+            "activation_granularity": activation_granularity,
+            "group_size": group_size,
+            "symmetric_activations": symmetric_activations,
+            "weight_observer": weight_observer,
+            "activation_observer": activation_observer,
+            "percentile": percentile,
+            "alpha": alpha,
+            "epochs": epochs,
+        },
+        sites=sites,
+        tables=tables,
+        calibration_batches=calibration_batches,
+        limit=limit,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    if deploy:
+        check_options(plan.method, plan.settings, plan.sites)
+    tuned = check_subject(checkpoint)
+    _check_inputs(tuned, data, task)
     where = choose_device(device)
-    config = {"method": method, **settings, **sampling}
-    inputs = {"checkpoint": checkpoint, "data": data}
-    stage = open_stage(out, "quantization", config, inputs, overwrite=overwrite)
-    with stage:
+    inputs = {"checkpoint": checkpoint, "data": data, **_list_splits(task)}
+    given = {name: path for name, path in inputs.items() if path is not None}
+    config = plan.identity() | ({"deploy": precision} if deploy else {})
+    with open_stage(out, "quantization", config, given, overwrite=overwrite) as stage:
         if stage.done:
             print(f"{out}: already quantized; {_summarise(stage.summary)}")
             return stage.out
-        scheme, survey, found = _work(checkpoint, data, settings, sampling, str(where))
-        _write(scheme, survey, found, stage.work)
-        content = found.to_dict()
-        saturation = content.pop("saturation")
-        stage.commit(
-            content | {"method": method, "max_saturation": max([0.0, *saturation.values()])}
-        )
-    _show(scheme, survey, found)
+        subject, result = _work(plan, checkpoint, base, data, task, str(where))
+        deployed = _deploy(subject, result, stage.work, precision) if deploy else None
+        content = _write(result, stage.work, deployed)
+        del content["quantized"], content["not_quantized"]
+        worst = max([0.0, *content.pop("saturation").values()])
+        stage.commit(content | {"max_saturation": worst})
+    _show(result)
+    if deployed:
+        print(_describe_deployed(deployed))
     print(f"{out}: written")
     return stage.out
 
 
-def _check_options(
-    method: str,
-    weights: int,
-    activations: int,
-    weight_granularity: str,
-    activation_granularity: str,
-) -> None:
-    if method != "minmax":
-        raise InputError(f"--method {method} is not known; there is: minmax")
-    for option, bits in (("weights", weights), ("activations", activations)):
-        if not 2 <= bits <= 16:
-            raise InputError(f"--{option} {bits}: use 2 to 15 bits, or 16 for floating point")
-    if weight_granularity not in {"tensor", "channel"}:
-        raise InputError(f"--weight-granularity {weight_granularity}: use tensor or channel")
-    if activation_granularity not in {"tensor", "token"}:
-        raise InputError(f"--activation-granularity {activation_granularity}: use tensor or token")
+def _check_inputs(tuned: bool, data: Path | None, task: Path | None) -> None:
+    if not tuned and task is not None:
+        raise InputError(
+            f"--task {task}: the checkpoint has no head to predict it with; quantize what "
+            "`frugalfm tune` makes of it, or give --data alone"
+        )
+    if data is None and task is None:
+        ways = "--task, or sequences with --data" if tuned else "sequences with --data"
+        raise InputError(f"there is nothing to calibrate on; give {ways}")
+
+
+def _list_splits(task: Path | None) -> dict[str, Path]:
+    from frugalfm.tasks import find_splits
+
+    return {} if task is None else find_splits(task)
 
 
 def _work(
-    checkpoint: Path, data: Path, settings: dict[str, Any], sampling: dict[str, int], device: str
-) -> tuple[Scheme, Survey, Comparison]:
-    from frugalfm.encoders.checkpoints import load_encoder
-    from frugalfm.quantization import compare, quantize_minmax, split_batches, survey_sites
-    from frugalfm.tokens.codec import Codec
-    from frugalfm.tokens.inputs import sample_encoded
+    plan: QuantizationPlan,
+    checkpoint: Path,
+    base: Path | None,
+    data: Path | None,
+    task: Path | None,
+    device: str,
+) -> tuple[Subject, Quantized]:
+    from frugalfm.quantization.running import quantize_subject, read_own_task
+    from frugalfm.quantization.subjects import load_subject
 
-    model, tokenizer = load_encoder(checkpoint, device=device)
-    survey = survey_sites(model)
-    codec = Codec.from_tokenizer(tokenizer)
-    drawn = sample_encoded(data, codec, 2 * sampling["limit"], sampling["seed"])
-    try:
-        split = split_batches(drawn.tokens, codec, **sampling)
-    except InputError as error:
-        raise InputError(f"{data}: {error}") from None
-    scheme = quantize_minmax(model, split.calibration, **settings)
-    return scheme, survey, compare(model, scheme, split.evaluation)
+    subject = load_subject(checkpoint, base=base, device=device)
+    labelled = None if task is None else read_own_task(task, subject)
+    return subject, quantize_subject(subject, plan, data=data, task=labelled)
 
 
-def _write(scheme: Scheme, survey: Survey, found: Comparison, folder: Path) -> None:
-    from dataclasses import asdict
+def _deploy(
+    subject: Subject, result: Quantized, folder: Path, precision: Literal["fp32", "bf16"]
+) -> dict[str, Any]:
+    from frugalfm.deployment import deploy_scheme
+    from frugalfm.deployment.runtime import DEPLOYMENT
 
+    (folder / DEPLOYMENT).unlink(missing_ok=True)  # of a call that was killed
+    return deploy_scheme(
+        subject.model.cpu(),
+        subject.tokenizer,
+        result.scheme,
+        folder,
+        result.batches,
+        precision=precision,
+        task=None if subject.head is None else subject.head.describe(),
+    )
+
+
+def _write(result: Quantized, folder: Path, deployed: dict[str, Any] | None) -> dict[str, Any]:
     from frugalfm.artifacts import write_json
     from frugalfm.quantization import save_scheme
 
-    save_scheme(scheme, folder)
-    content = {
-        **found.to_dict(),
-        "method": scheme.method,
-        "execution": "simulated",
-        "weights": asdict(scheme.weights) if scheme.weights else None,
-        "activations": asdict(scheme.activations) if scheme.activations else None,
-        "quantized": [asdict(site) for site in survey.sites] if scheme.quantizes else [],
-        "not_quantized": [asdict(place) for place in survey.left_out],
-    }
+    content = result.to_dict()
+    if deployed is None:
+        save_scheme(result.scheme, folder)
+    else:
+        content["deployed"] = deployed
     write_json(folder / "quantization.json", content)
+    return content
 
 
-def _show(scheme: Scheme, survey: Survey, found: Comparison) -> None:
+def _show(result: Quantized) -> None:
     from frugalfm.quantization.sites import abbreviate
 
+    scheme, found = result.scheme, result.found
     operands = " and ".join(
         f"{what} {form.bits} bits per {form.granularity}"
+        + (f" of {form.group_size}" if form.group_size else "")
         for what, form in (("weight", scheme.weights), ("input", scheme.activations))
         if form
     )
     print(f"quantized ({operands or 'nothing'}):")
-    for name in abbreviate(site.name for site in survey.sites) if scheme.quantizes else ():
+    kept = result.survey.sites if scheme.quantizes else ()
+    for name in abbreviate(_name_site(site) for site in kept):
         print(f"  {name}")
     print("not quantized:")
     reasons: dict[str, list[str]] = {}
-    for place in survey.left_out:
+    for place in result.survey.left_out:
         reasons.setdefault(place.reason, []).append(place.name)
     for reason, names in reasons.items():
         print(f"  {reason}:")
         for name in abbreviate(names):
             print(f"    {name}")
-    print(_summarise(found.to_dict()))
+    print(_summarise(found.to_dict() | {"measured": result.measured}))
     if found.saturating:
         site, share = next(iter(found.saturating.items()))
         print(
@@ -207,13 +293,57 @@ def _show(scheme: Scheme, survey: Survey, found: Comparison) -> None:
         )
 
 
+def _describe_deployed(found: dict[str, Any]) -> str:
+    kernels = ", ".join(f"{count} in {kind}" for kind, count in sorted(found["kernels"].items()))
+    said = (
+        f"deployed ({found['execution']}, {found['precision']}): {found['bytes'] / 1e6:,.1f} MB, "
+        f"{found['smaller']:.2f} times smaller than fp32; products: {kernels}; relative output "
+        f"error {found['error_to_scheme']:.4f} to the simulated scheme, "
+        f"{found['error_to_fp32']:.4f} to fp32"
+    )
+    if found["agreement_with_fp32"] is not None:
+        said += f", same choice as fp32 {found['agreement_with_fp32']:.1%}"
+    if found["tables_at_8_bits"]:
+        said += f"; at 8 bits a row, too: {', '.join(found['tables_at_8_bits'])}"
+    return said
+
+
+def _name_site(site: Site) -> str:
+    """Name a site; where its input has a name of its own, with that."""
+    return (
+        f"{site.name} (reads the {site.reads})" if site.reads not in {"", "states"} else site.name
+    )
+
+
 def _summarise(found: dict[str, Any]) -> str:
+    what = f"{found['label']} ({found['meaning']}): "
+    measured = found.get("measured", "masked loss")
+    if measured == "masked loss":
+        return what + _summarise_loss(found)
+    if measured == "task":
+        metric, change = found["metric"], found["drop"]
+        value, quantized = (_format(found[key]) for key in ("value", "quantized_value"))
+        drop = "n/a" if change is None else f"{-change:+.4f}"
+        what += f"test {metric} of {found['task']} {value} -> {quantized} ({drop}); "
+    what += f"{found['sequences']:,} sequences, {found['items']:,} items"
+    if found["agreement"] is not None:
+        what += f", same decision {found['agreement']:.1%}"
+    if found["output_error"] is not None:
+        what += f", relative output error {found['output_error']:.4f}"
+    return what
+
+
+def _summarise_loss(found: dict[str, Any]) -> str:
     error = found["increase_standard_error"]
     spread = "" if error is None else f" ± {error:.4f}"
     return (
-        f"{found['label']} ({found['meaning']}): masked loss {found['loss']:.4f} -> "
+        f"masked loss {found['loss']:.4f} -> "
         f"{found['quantized_loss']:.4f} nats ({found['increase']:+.4f}{spread}, "
         f"{found['increase_percent']:+.2f} %) on {found['targets']:,} positions of "
         f"{found['sequences']:,} sequences; same choice {found['agreement']:.1%}, "
         f"relative output error {found['output_error']:.4f}"
     )
+
+
+def _format(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"

@@ -1,0 +1,273 @@
+"""GPTQ (Frantar et al. 2023, arXiv 2210.17323): weights rounded to spare a linear's output.
+
+Columns are rounded one after the other, and what each of them loses is made up for by the columns
+still in floating point, as far as the calibration inputs X allow. With ``H = 2 X X^T`` (damped)
+and U the upper Cholesky factor of its inverse (the paper's algorithm 1):
+
+    ``e = (w_j - round(w_j)) / U_jj``,    ``w_k <- w_k - e U_jk`` for all k > j
+
+in blocks of columns, so that columns far ahead are changed only once in a block. Grids are those
+of round-to-nearest, found before (also for groups of columns: "static groups"), so that any order
+of the columns can be taken. H comes from the model in floating point, or (`sequential`, as the
+paper does it) from one whose layers before are quantized already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from frugalfm.errors import InputError
+from frugalfm.progress import progress
+from frugalfm.quantization.assembly import assemble, cover_groups, linear_of
+from frugalfm.quantization.blocks import (
+    Part,
+    list_parts,
+    real_rows,
+    run_part,
+    substitute,
+    watch_inputs,
+)
+from frugalfm.quantization.groups import InputGroup, input_groups
+from frugalfm.quantization.minmax import cover_weights
+from frugalfm.quantization.observers import ObserverName
+from frugalfm.quantization.quantizers import (
+    Grid,
+    InputGranularity,
+    WeightGranularity,
+    make_input_format,
+    make_weight_format,
+)
+from frugalfm.quantization.scheme import Scheme
+from frugalfm.quantization.simulate import SimulatedLinear
+from frugalfm.quantization.sites import Survey, survey_sites
+from frugalfm.training.data import Batch
+
+__all__ = ["quantize_gptq", "round_columns"]
+
+
+@torch.no_grad()
+def quantize_gptq(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    weights: int = 4,
+    activations: int = 16,
+    weight_granularity: WeightGranularity = "channel",
+    activation_granularity: InputGranularity = "token",
+    group_size: int | None = None,
+    symmetric_activations: bool = False,
+    weight_observer: ObserverName = "minmax",
+    activation_observer: ObserverName = "running",
+    momentum: float = 0.9,
+    damping: float = 0.01,
+    order: Literal["size", "given"] = "size",
+    sequential: bool = True,
+) -> Scheme:
+    """Find a scheme by GPTQ.
+
+    Parameters
+    ----------
+    model
+        An encoder that the catalogue knows, in evaluation mode, on the device to compute on.
+    batches
+        For calibration; at least one. Pads are left out.
+    weights, activations
+        Widths in bits, 2 to 15; 16 leaves them in floating point. The method is made for
+        activations in floating point; others are rounded as min-max does.
+    weight_granularity, activation_granularity, group_size, symmetric_activations
+        As of :func:`~frugalfm.quantization.minmax.quantize_minmax`.
+    weight_observer, activation_observer, momentum
+        Likewise.
+    damping, order
+        As of :func:`round_columns`.
+    sequential
+        Whether each layer sees what the quantized layers before it pass on.
+
+    Raises
+    ------
+    InputError
+        An unknown architecture, an option out of range, no batches, or weights or activations
+        that are not finite.
+    """
+    weight_format = make_weight_format(weights, weight_granularity, group_size=group_size)
+    input_format = make_input_format(
+        activations, activation_granularity, symmetric=symmetric_activations
+    )
+    survey = survey_sites(model)
+    groups = input_groups(survey)
+    grids: dict[str, Grid] = {}
+    integers: dict[str, Tensor] = {}
+    if weight_format:
+        values = {s: linear_of(model, s).weight.detach() for group in groups for s in group.sites}
+        grids = cover_weights(values, weight_format, weight_observer)
+        integers = _round_layers(
+            model, batches, survey, grids, sequential=sequential, damping=damping, order=order
+        )
+    return assemble(
+        "gptq",
+        model,
+        groups,
+        weights=weight_format,
+        activations=input_format,
+        weight_grids=grids,
+        input_grids=cover_groups(
+            model, batches, groups, input_format, observer=activation_observer, momentum=momentum
+        ),
+        integers=integers,
+    )
+
+
+def _round_layers(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    survey: Survey,
+    grids: dict[str, Grid],
+    *,
+    sequential: bool,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Round layer after layer; the model is left as it was."""
+    if not batches:
+        raise InputError("no calibration batch has been given; give at least one")
+    device = next(model.parameters()).device
+    moved = [batch.to(device) for batch in batches]
+    passed: list[Any] = [None] * len(moved)
+    integers: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for part in progress(list_parts(survey), desc="gptq", unit="layer"):
+            inside = [group for group in input_groups(survey) if group.first in part.sites]
+            hessians, outputs = _collect(model, part, inside, moved, passed)
+            changed = {}
+            for group in inside:
+                for site in group.sites:
+                    linear, grid = linear_of(model, site), grids[site]
+                    found = round_columns(linear.weight, grid, hessians[group.first], **options)
+                    integers[site] = found
+                    weight = grid.to_values(found).to(linear.weight.dtype)
+                    changed[site] = SimulatedLinear(linear, weight, None)
+            if sequential:
+                stack.enter_context(substitute(model, changed))
+            if part.is_layer:
+                if sequential:
+                    outputs = [
+                        run_part(model, part, batch, given)
+                        for batch, given in zip(moved, passed, strict=True)
+                    ]
+                passed = outputs
+    return integers
+
+
+def _collect(
+    model: nn.Module,
+    part: Part,
+    groups: Sequence[InputGroup],
+    batches: Sequence[Batch],
+    passed: Sequence[Any],
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """Hessians of the groups of one part, up to a factor, and what the part gave."""
+    hessians: dict[str, Tensor] = {}
+    outputs = []
+    running: list[Batch] = []
+
+    def see(name: str, inputs: Tensor) -> None:
+        rows = real_rows(inputs, running[0]).float()
+        if not bool(rows.isfinite().all()):
+            raise InputError(f"the input of {name} is not finite; the checkpoint is unusable")
+        hessians[name] = hessians.get(name, 0) + rows.T @ rows
+
+    with watch_inputs(model, [group.first for group in groups], see):
+        for batch, given in zip(batches, passed, strict=True):
+            running[:] = [batch]
+            outputs.append(run_part(model, part, batch, given))
+    return hessians, outputs
+
+
+@torch.no_grad()
+def round_columns(
+    weight: Tensor,
+    grid: Grid,
+    hessian: Tensor,
+    *,
+    damping: float = 0.01,
+    order: Literal["size", "given"] = "size",
+    block: int = 128,
+) -> Tensor:
+    """Choose a weight's integers by GPTQ.
+
+    Parameters
+    ----------
+    weight
+        Shape ``(out_features, in_features)``.
+    grid
+        Its grid or grids.
+    hessian
+        ``X X^T`` of the inputs up to a factor, shape ``(in_features, in_features)``.
+    damping
+        Added to the diagonal, as a share of its mean.
+    order
+        Columns by falling diagonal of the Hessian (``size``: the paper's code calls it act-order),
+        or as they come.
+    block
+        Columns between two updates of all columns ahead; the result depends on it only by
+        rounding errors.
+
+    Returns
+    -------
+    Tensor
+        int16, shape of the weight. Columns whose input was always 0 are rounded to nearest.
+
+    Raises
+    ------
+    InputError
+        A Hessian that is not finite, or not positive even with damping.
+    """
+    upper, ranks = _factor(hessian, damping, order)
+    left = weight.detach().double()[:, ranks]
+    integers = torch.empty_like(left)
+    count, places = left.shape[1], ranks.tolist()
+    for start in range(0, count, block):
+        end = min(start + block, count)
+        errors = torch.empty_like(left[:, start:end])
+        for j in range(start, end):
+            column = left[:, j : j + 1]
+            own = _column_grid(grid, places[j])
+            chosen = own.to_integers(column).clamp(grid.format.lowest, grid.format.highest)
+            integers[:, j : j + 1] = chosen
+            error = (column - own.to_values(chosen)) / upper[j, j]
+            left[:, j:end] -= error * upper[j, j:end]
+            errors[:, j - start : j - start + 1] = error
+        left[:, end:] -= errors @ upper[start:end, end:]
+    return integers[:, ranks.argsort()].to(torch.int16)
+
+
+def _factor(hessian: Tensor, damping: float, order: str) -> tuple[Tensor, Tensor]:
+    """Upper Cholesky factor of the inverse of the damped Hessian, and the columns' order."""
+    matrix = hessian.double().clone()
+    diagonal = matrix.diagonal()
+    diagonal += damping * diagonal.mean()
+    # Without any input at all there is nothing to make up for.
+    diagonal[diagonal == 0] = 1
+    ranks = torch.arange(len(matrix), device=matrix.device)
+    if order == "size":
+        ranks = diagonal.argsort(descending=True, stable=True)
+    matrix = matrix[ranks][:, ranks]
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed) or not bool(matrix.isfinite().all()):
+        raise InputError("the calibration inputs' Hessian is not positive; use more damping")
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True), ranks
+
+
+def _column_grid(grid: Grid, column: int) -> Grid:
+    """Give the grid or grids of one column."""
+    size = grid.format.group_size
+    if size is None:
+        return grid
+    place = slice(column // size, column // size + 1)
+    form = replace(grid.format, granularity="channel", group_size=None)
+    return Grid(form, grid.scale[:, place], grid.zero_point[:, place])

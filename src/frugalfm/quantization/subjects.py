@@ -1,0 +1,125 @@
+"""What can be quantized: a masked-language model, or a tuned one with its head, adapters merged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from frugalfm.artifacts import read_manifest
+from frugalfm.encoders.checkpoints import check_checkpoint, load_encoder
+from frugalfm.encoders.heads import load_head
+from frugalfm.errors import InputError
+from frugalfm.tasks.kinds import Kind
+from frugalfm.tokens.codec import Codec
+from frugalfm.training.adapters import merge_adapter
+from frugalfm.training.predicting import TaskHead
+from frugalfm.training.tuned import load_tuned
+
+__all__ = ["Subject", "check_subject", "load_subject"]
+
+_PROBLEMS: dict[str, Kind] = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to quantize.
+
+    Attributes
+    ----------
+    model, tokenizer
+        In fp32 and evaluation mode; plain linears all through.
+    codec
+        Of the tokenizer.
+    head
+        What a tuned model predicts; None of a masked-language model.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    codec: Codec
+    head: TaskHead | None
+
+
+def check_subject(folder: Path) -> bool:
+    """Refuse what :func:`load_subject` would, without reading weights; say if it is tuned.
+
+    Raises
+    ------
+    InputError
+        No checkpoint, and no tuned model.
+    """
+    if _was_tuned(folder):
+        return True
+    check_checkpoint(folder)
+    return _find_head(folder) is not None
+
+
+def load_subject(
+    folder: Path, *, base: Path | None = None, device: torch.device | str = "cpu"
+) -> Subject:
+    """Load a checkpoint of any kind to quantize it.
+
+    Parameters
+    ----------
+    folder
+        A masked-language checkpoint, what ``frugalfm tune`` made (whole, merged, or an adapter,
+        which is merged in memory), or a Hugging Face folder of a model with a head.
+    base
+        Of an adapter: the checkpoint that it adapts, if that has moved.
+    device
+        Where the model goes.
+
+    Raises
+    ------
+    InputError
+        No such model, a damaged one, or an adapter whose checkpoint is gone.
+    """
+    if _was_tuned(folder):
+        head = TaskHead.from_summary(read_manifest(folder, "tuned")["summary"])
+        model, tokenizer = load_tuned(folder, base=base, device=device)
+        if hasattr(model, "peft_config"):
+            model = merge_adapter(model)
+        return Subject(model.eval(), tokenizer, Codec.from_tokenizer(tokenizer), head)
+    found = _find_head(folder)
+    if found is None:
+        model, tokenizer = load_encoder(folder, device=device)
+    else:
+        model = load_head(folder).to(device)  # type: ignore[arg-type]
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    return Subject(model, tokenizer, Codec.from_tokenizer(tokenizer), found)
+
+
+def _was_tuned(folder: Path) -> bool:
+    path = Path(folder) / "manifest.json"
+    try:
+        return bool(json.loads(path.read_text())["kind"] == "tuned")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _find_head(folder: Path) -> TaskHead | None:
+    """Read from the config of a Hugging Face folder what its head predicts."""
+    try:
+        config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{folder}: config.json is damaged ({error})") from None
+    classes = tuple(config.get("id2label", {}).values())
+    for name in config.get("architectures") or ():
+        if "TokenClassification" in name:
+            return TaskHead("token", classes)
+        if "SequenceClassification" in name:
+            kind = _PROBLEMS.get(config.get("problem_type") or "", "classification")
+            return TaskHead(kind, () if kind == "regression" else classes)
+    return None

@@ -1,0 +1,122 @@
+"""Options are checked before long work, and mean what the method's own function says."""
+
+import inspect
+import json
+
+import pytest
+import torch
+
+from frugalfm.errors import InputError
+from frugalfm.quantization import (
+    METHODS,
+    QuantizationPlan,
+    compare,
+    quantize_minmax,
+    quantize_rtn,
+)
+from frugalfm.quantization.methods import Method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_the_shared_options(name):
+    method = METHODS[name]
+    defaults = method.defaults
+    assert {"weights", "weight_granularity"} <= defaults.keys()
+    assert not {"model", "batches"} & defaults.keys()
+    assert inspect.Parameter.empty not in defaults.values()
+    plan = QuantizationPlan(name, {"weights": 4})
+    assert plan.settings == defaults | {"weights": 4}
+    json.dumps(plan.identity())
+
+
+def test_defaults_are_those_of_the_papers():
+    """Table 3 of GERM for the first; the others as published."""
+    settings = {name: QuantizationPlan(name).settings for name in METHODS}
+    found = {
+        name: (s["weights"], s.get("activations", 16), s["weight_granularity"],
+               s.get("activation_granularity"))
+        for name, s in settings.items()
+    }  # fmt: skip
+    assert found["minmax"] == (8, 8, "tensor", "tensor")
+    assert found["smoothquant"] == (8, 8, "channel", "token")
+    assert found["outlier-suppression"][3] == "tensor"
+    assert found["omniquant"] == (8, 8, "channel", "token")
+    assert settings["minmax"]["momentum"] == 0.9
+    assert settings["smoothquant"]["alpha"] == 0.5
+    assert settings["omniquant"]["epochs"] == 10
+    assert all(found[name][:2] == (4, 16) for name in ("rtn", "gptq", "nf4"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"method": "magic"}, "--method magic is not known; there are: minmax, smoothquant"),
+        ({"sites": "everything"}, "--sites everything: use linears, attention, all"),
+        ({"calibration_batches": 0}, "--calibration-batches must be positive"),
+        ({"options": {"alpha": 0.3}}, "--alpha does nothing with --method minmax; it takes --weig"),
+        ({"method": "rtn", "options": {"activations": 8}}, "--activations does nothing with"),
+        ({"options": {"weights": 17}}, "--weights 17: use 2 to 15 bits, or 16"),
+        ({"options": {"activations": 1}}, "--activations 1"),
+        ({"options": {"weight_granularity": "token"}}, "use tensor, channel or group"),
+        ({"options": {"activation_granularity": "group"}}, "use tensor, token or sequence"),
+        ({"options": {"group_size": 0}}, "--group-size must be positive"),
+        (
+            {"options": {"group_size": 32, "weight_granularity": "channel"}},
+            "--group-size belongs to --weight-granularity group",
+        ),
+        ({"options": {"weight_observer": "magic"}}, "observer 'magic' is not known"),
+        ({"options": {"percentile": 10}}, "keeps too little"),
+    ],
+)
+def test_bad_options_are_refused(given, words):
+    with pytest.raises(InputError, match=words):
+        QuantizationPlan(**given)
+
+
+def test_none_is_not_given_and_a_group_size_implies_groups():
+    plan = QuantizationPlan(options={"weights": None, "group_size": 32})
+    assert plan.options == {"group_size": 32, "weight_granularity": "group"}
+    assert QuantizationPlan("rtn", {"activations": 16}).options == {}
+
+
+def test_a_plan_finds_what_the_function_does(model, split):
+    options = {"weights": 5, "activations": 7, "activation_observer": "mse"}
+    found = QuantizationPlan(options=options).find_scheme(model, split.calibration[:2])
+    expected = quantize_minmax(model, split.calibration[:2], **options)
+    assert (found.label, found.sites, found.method) == ("W5A7", expected.sites, "minmax")
+    for name, grid in expected.input_grids.items():
+        assert torch.equal(found.input_grids[name].scale, grid.scale)
+    wide = QuantizationPlan(options=options, sites="attention")
+    assert wide.find_scheme(model, split.calibration[:2]).extent == "attention"
+
+
+def test_rounding_to_nearest_needs_no_data(model):
+    found = QuantizationPlan("rtn", {"group_size": 64}).find_scheme(model, ())
+    assert (found.label, found.method) == ("W4A16", "rtn")
+    assert found.weights.group_size == 64
+    expected = quantize_rtn(model, group_size=64)
+    name = found.sites[0]
+    assert torch.equal(found.weight_grids[name].scale, expected.weight_grids[name].scale)
+    with pytest.raises(InputError, match=r"query: 128 inputs do not divide into groups of 48"):
+        quantize_rtn(model, group_size=48)
+
+
+def test_a_method_that_is_not_there_is_an_error_one_can_read():
+    with pytest.raises(InputError, match="cannot be used here"):
+        Method("nowhere", "quantize_nowhere", "").defaults  # noqa: B018
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_extended_to_all_places(name, model, split):
+    """Whatever finds the linears' grids, the rest of the model is rounded beside them."""
+    options = {"epochs": 1} if name == "omniquant" else {}
+    if name not in {"rtn", "nf4", "gptq"}:
+        options |= {"weights": 8, "activations": 8}
+    plan = QuantizationPlan(name, options, sites="all", tables=True)
+    scheme = plan.find_scheme(model, split.calibration[:2])
+    assert scheme.method == name
+    assert scheme.tables
+    assert scheme.extent == ("all" if scheme.activations else "linears")
+    found = compare(model, scheme, split.evaluation[:2])
+    assert abs(found.increase) < 0.3
+    assert found.output_error < 0.3
