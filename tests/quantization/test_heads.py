@@ -76,6 +76,7 @@ def test_all_places_of_a_model_with_a_head(kind, what, batches):
     assert seen == {site.name for site in places}
     assert (found - expected).norm() < 1e-5 * expected.norm()
     scheme = extend_scheme(model, batches, quantize_minmax(model, batches), "all", tables=True)
+    assert {site.name for site in survey.linears} <= set(scheme.weight_grids)
     with simulate(model, scheme):
         rounded = run()
     assert 1e-4 < (rounded - expected).norm() / expected.norm() < 0.2

@@ -54,8 +54,12 @@ def test_untied_decoder_is_quantized():
 
 def test_classifier_is_complete():
     model, _ = create_encoder("rna-fm-tiny")
-    quantized, _ = check_complete(EsmForSequenceClassification(model.config))
-    assert quantized[-2:] == ["classifier.dense", "classifier.out_proj"]
+    tuned = EsmForSequenceClassification(model.config)
+    head = ["classifier.dense", "classifier.out_proj"]
+    quantized, others = check_complete(tuned)
+    assert not set(quantized) & set(head)
+    assert all(others[name].startswith("the task's head") for name in head)
+    assert check_complete(tuned, "all")[0][-2:] == head
 
 
 def test_abbreviate():

@@ -67,7 +67,7 @@ def extend_scheme(
     survey = survey_sites(model, sites, tables=tables)
     transforms = _inherit(survey, scheme)
     new = [site for site in survey.sites if site.name not in scheme.sites]
-    weight_grids = _cover_tables(model, survey, scheme, observer, percentile) if tables else {}
+    weight_grids = _cover_weights(model, survey, scheme, observer, percentile, tables=tables)
     input_grids: dict[str, Grid] = {}
     if scheme.activations is not None and not scheme.activations.dynamic:
         shared = _inherit_grids(survey, scheme)
@@ -137,16 +137,29 @@ def _same(one: ChannelTransform | None, other: ChannelTransform | None) -> bool:
     return torch.equal(one.scale, other.scale) and torch.equal(one.shift, other.shift)
 
 
-def _cover_tables(
-    model: nn.Module, survey: Survey, scheme: Scheme, observer: ObserverName, percentile: float
+def _cover_weights(
+    model: nn.Module,
+    survey: Survey,
+    scheme: Scheme,
+    observer: ObserverName,
+    percentile: float,
+    *,
+    tables: bool,
 ) -> dict[str, Grid]:
-    """Grid of the table, which a decoder that shares it has as its weight's."""
-    assert scheme.weights is not None
-    table = _find_table(survey)
-    weight = model.get_submodule(table.module).get_parameter("weight").detach()
-    grids = cover_weights({table.name: weight}, scheme.weights, observer, percentile)
-    shared = [name for name, module in survey.tied.items() if module == table.module]
-    return grids | dict.fromkeys(shared, grids[table.name])
+    """Grids of a task's head, and of the table, which a decoder that shares it has as well."""
+    if scheme.weights is None:
+        return {}
+    new = [site.name for site in survey.linears if site.name not in scheme.sites]
+    own = {name: name for name in new if name not in survey.tied}
+    if tables:
+        table = _find_table(survey)
+        own[table.name] = table.module
+    values = {n: model.get_submodule(m).get_parameter("weight").detach() for n, m in own.items()}
+    grids = cover_weights(values, scheme.weights, observer, percentile)
+    if tables:
+        shared = [name for name, module in survey.tied.items() if module == table.module]
+        grids |= dict.fromkeys(shared, grids[table.name])
+    return grids
 
 
 def _find_table(survey: Survey) -> Site:

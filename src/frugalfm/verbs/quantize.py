@@ -52,8 +52,8 @@ def quantize(
 ) -> Path:
     """Find a low-bit scheme for an encoder and measure what it costs.
 
-    Weights and inputs of the linears in the layers and the head are quantized, and more if asked
-    for; everything else stays in floating point and is listed with the reason. Execution is
+    Weights and inputs of the linears in the layers and a masked-language head are quantized, and
+    more if asked for; everything else stays in floating point and is listed with the reason. Execution is
     simulated (values are rounded to the grid, arithmetic is fp32), so the cost in quality is exact
     and nothing gets faster; --deploy writes a model that is smaller, and faster on a CPU. Of a
     masked-language model the masked loss is measured, on the same held-out positions before and
@@ -86,8 +86,8 @@ def quantize(
         weights alone.
     sites
         linears: what int8 engines run. attention: also queries, keys, probabilities and values.
-        all: also embeddings, LayerNorms' outputs, residual sums, and the input of a decoder that
-        shares the table of embeddings.
+        all: also embeddings, LayerNorms' outputs, residual sums, the input of a decoder that
+        shares the table of embeddings, and the head of a tuned model.
     tables
         Round the table of token embeddings, and with it the weight of a decoder that shares it.
     weight_granularity
