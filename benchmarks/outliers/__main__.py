@@ -14,14 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.common import UNFINISHED, OutOfTime
 from benchmarks.outliers.page import draw, render_changes, render_table, render_verdicts
 from benchmarks.outliers.recipe import load_recipe
 from benchmarks.outliers.results import collect, write_results
-from benchmarks.outliers.running import OutOfTime, run
+from benchmarks.outliers.running import run
 
 from frugalfm.errors import FrugalError
-
-UNFINISHED = 3
 
 
 def main(arguments: list[str] | None = None) -> int:

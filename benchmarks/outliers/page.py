@@ -5,16 +5,14 @@ python -m benchmarks.outliers.page docs/results cpu=RUN/results.json h200=RUN/re
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import Dot, Page, draw_dots, show_mean
 from benchmarks.outliers.results import write_results
 
-from frugalfm.errors import InputError
-
-__all__ = ["draw", "main", "render_table", "render_verdicts", "write_page"]
+__all__ = ["draw", "main", "render_changes", "render_table", "render_verdicts"]
 
 _COLUMNS = (
     ("val. loss", "loss", ".4f"),
@@ -32,19 +30,10 @@ def render_table(content: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm in content["arms"]:
         cells = [arm["name"]]
-        cells += [_cell(arm["values"].get(key), form) for _, key, form in _COLUMNS]
-        cells += [_cell(arm["values"][name], "+.4f") for name in widths]
+        cells += [show_mean(arm["values"].get(key), form) for _, key, form in _COLUMNS]
+        cells += [show_mean(arm["values"][name], "+.4f") for name in widths]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _cell(found: dict[str, float] | None, form: str) -> str:
-    if found is None:
-        return ""
-    text = format(found["mean"], form)
-    if found["low"] is None:
-        return text
-    return f"{text} ± {format(found['high'] - found['mean'], form.lstrip('+'))}"
 
 
 def render_changes(content: dict[str, Any]) -> str:
@@ -62,7 +51,7 @@ def render_changes(content: dict[str, Any]) -> str:
             gone = found["gone"]
             share = "" if gone is None or gone["mean"] > 1 else f" ({-gone['mean']:+.0%})"
             cells.append(f"{found['control']:.3f} → {found['arm']:.3f}{share}")
-        cells += [_cell(change[name], "+.4f") for name in ("loss", *widths)]
+        cells += [show_mean(change[name], "+.4f") for name in ("loss", *widths)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -74,9 +63,6 @@ def render_verdicts(content: dict[str, Any]) -> str:
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """One panel a measure: every arm's mean, its interval, and its single seeds."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     widths = list(content["rows"][0]["increase"])
     panels = [
         ("validation loss", "loss"),
@@ -84,47 +70,16 @@ def draw(content: dict[str, Any], path: Path) -> None:
         ("max inf-norm, FFN", "max_inf_norm"),
         (f"loss added, {widths[-1]}", widths[-1]),
     ]
-    arms = content["arms"][::-1]
-    with mpl.rc_context({"font.size": 9}):
-        size = (2.2 + 2.3 * len(panels), 0.9 + 0.28 * len(arms))
-        figure = Figure(figsize=size, layout="constrained")
-        for panel, (title, key) in zip(
-            figure.subplots(1, len(panels), sharey=True), panels, strict=True
-        ):
-            for height, arm in enumerate(arms):
-                color = "0.5" if arm["against"] is None else "tab:blue"
-                found = arm["values"][key]
-                if found["low"] is not None:
-                    panel.plot([found["low"], found["high"]], [height] * 2, color=color, lw=2)
-                rows = [row for row in content["rows"] if row["arm"] == arm["name"]]
-                single = [row["increase"].get(key, row.get(key)) for row in rows]
-                panel.plot(single, [height] * len(single), "|", color=color, ms=7, alpha=0.6)
-                panel.plot(found["mean"], height, "o", color=color, ms=4)
-            panel.set_title(title, fontsize=9)
-            panel.grid(axis="x", alpha=0.3)
-            panel.set_yticks(range(len(arms)), [arm["name"] for arm in arms])
-        figure.savefig(path, dpi=130, metadata={"Software": None})
 
+    def find(arm: dict[str, Any], key: str) -> Dot:
+        rows = [row for row in content["rows"] if row["arm"] == arm["name"]]
+        single = [row["increase"].get(key, row.get(key)) for row in rows]
+        color = "0.5" if arm["against"] is None else "tab:blue"
+        return Dot(**arm["values"][key], single=single, color=color)
 
-def write_page(contents: list[tuple[str, dict[str, Any]]], folder: Path) -> Path:
-    """Write ``outliers.md`` with a figure, JSON and Parquet for each finished recipe.
-
-    Parameters
-    ----------
-    contents
-        A short name for files, and what :func:`~benchmarks.outliers.results.collect` gave.
-    folder
-        For the page and all beside it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [_INTRODUCTION]
-    for name, content in contents:
-        draw(content, folder / f"outliers-{name}.png")
-        write_results(content, folder / f"outliers-{name}")
-        parts.append(_describe(name, content))
-    page = folder / "outliers.md"
-    page.write_text("\n\n".join(parts) + "\n")
-    return page
+    arms = content["arms"]
+    dots = [(title, [find(arm, key) for arm in arms]) for title, key in panels]
+    draw_dots(dots, [arm["name"] for arm in arms], path)
 
 
 _INTRODUCTION = """# Which part removes the outliers?
@@ -162,21 +117,12 @@ def _describe(name: str, content: dict[str, Any]) -> str:
     )
 
 
+_PAGE = Page("outliers", _INTRODUCTION, draw, write_results, _describe)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page of the results named on the command line."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if len(words) < 2 or any("=" not in word for word in words[1:]):
-        print(__doc__, file=sys.stderr)
-        return 2
-    contents = []
-    for word in words[1:]:
-        name, _, path = word.partition("=")
-        try:
-            contents.append((name, json.loads(Path(path).read_text())))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: no results of this benchmark ({error})") from None
-    print(write_page(contents, Path(words[0])))
-    return 0
+    """Write ``outliers.md`` with a figure, JSON and Parquet for each finished recipe."""
+    return _PAGE.run(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.common import summarise
 from benchmarks.outliers.recipe import Arm, Recipe
-from scipy import stats
 
 from frugalfm.artifacts import write_json
 
@@ -34,16 +33,6 @@ _PLAIN = (
     "max_inf_norm_layer_norm",
     "max_abs",
 )
-
-
-def summarise(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean over seeds with Student's 95 % interval; no interval from one seed."""
-    found = np.asarray(values, dtype=float)
-    mean = float(found.mean())
-    if len(found) < 2:
-        return {"mean": mean, "low": None, "high": None}
-    half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found))
-    return {"mean": mean, "low": mean - float(half), "high": mean + float(half)}
 
 
 def collect(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -5,16 +5,14 @@ python -m benchmarks.pruning.page docs/results rna-cpu=RUN protein-cpu=RUN
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import Dot, Page, draw_dots
 from benchmarks.pruning.results import write_results
 
-from frugalfm.errors import InputError
-
-__all__ = ["draw", "main", "render_table", "write_page"]
+__all__ = ["draw", "main", "render_table"]
 
 _COLORS = {"bound": "0.55", "random": "tab:orange", "chosen": "tab:blue"}
 
@@ -53,51 +51,23 @@ def _mark(better: dict[Any, dict[str, Any]], task: str, way: str, arm: dict[str,
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """One panel a task and way: every arm's mean, its interval, and its single seeds."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     values = {(v["task"], v["way"], v["arm"]): v for v in content["values"]}
     settings = list(dict.fromkeys((task, way) for task, way, _ in values))
-    arms = content["arms"][::-1]
-    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9}):
-        size = (2.2 + 2.6 * len(settings), 0.9 + 0.28 * len(arms))
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
-        for panel, (task, way) in zip(panels, settings, strict=True):
-            for height, arm in enumerate(arms):
-                found = values[task, way, arm["name"]]
-                color = _COLORS["bound" if arm["bound"] else
-                                "random" if arm["strategy"] == "random" else "chosen"]  # fmt: skip
-                panel.plot([found["low"], found["high"]], [height] * 2, color=color, lw=2)
-                single = [r["value"] for r in content["runs"] if (r["task"], r["way"], r["arm"])
-                          == (task, way, arm["name"])]  # fmt: skip
-                panel.plot(single, [height] * len(single), "|", color=color, ms=7, alpha=0.6)
-                panel.plot(found["value"], height, "o", color=color, ms=4)
-            panel.set_title(f"{task}\n{content['tasks'][task]}, {way}", fontsize=9)
-            panel.grid(axis="x", alpha=0.3)
-        panels[0].set_yticks(range(len(arms)), [arm["name"] for arm in arms])
-        figure.savefig(path, dpi=130)
 
+    def find(task: str, way: str, arm: dict[str, Any]) -> Dot:
+        found = values[task, way, arm["name"]]
+        runs = [r for r in content["runs"] if (r["task"], r["way"], r["arm"])
+                == (task, way, arm["name"])]  # fmt: skip
+        kind = "bound" if arm["bound"] else "random" if arm["strategy"] == "random" else "chosen"
+        single = [run["value"] for run in runs]
+        return Dot(found["value"], found["low"], found["high"], single, _COLORS[kind])
 
-def write_page(contents: list[tuple[str, dict[str, Any]]], folder: Path) -> Path:
-    """Write ``pruning.md`` with a figure, JSON and Parquet for each finished recipe.
-
-    Parameters
-    ----------
-    contents
-        A short name for files, and what :func:`~benchmarks.pruning.results.collect` gave.
-    folder
-        For the page and all beside it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [_INTRODUCTION]
-    for name, content in contents:
-        draw(content, folder / f"pruning-{name}.png")
-        write_results(content, folder / f"pruning-{name}")
-        parts.append(_describe(name, content))
-    page = folder / "pruning.md"
-    page.write_text("\n\n".join(parts) + "\n")
-    return page
+    arms = content["arms"]
+    panels = [
+        (f"{task}\n{content['tasks'][task]}, {way}", [find(task, way, arm) for arm in arms])
+        for task, way in settings
+    ]
+    draw_dots(panels, [arm["name"] for arm in arms], path)
 
 
 _INTRODUCTION = """# Does pruning pay? The claim, tested
@@ -142,20 +112,12 @@ def _render_sources(sources: list[dict[str, Any]], arms: list[dict[str, Any]]) -
     return "Sources, their scores, and their share of each coreset:\n\n" + "\n".join(lines)
 
 
+_PAGE = Page("pruning", _INTRODUCTION, draw, write_results, _describe)
+
+
 def main(arguments: list[str]) -> int:
-    """Write the page into a folder from ``NAME=RUN`` of finished runs."""
-    if len(arguments) < 2 or not all("=" in word for word in arguments[1:]):
-        print("usage: python -m benchmarks.pruning.page FOLDER NAME=RUN ...", file=sys.stderr)
-        return 2
-    contents = []
-    for word in arguments[1:]:
-        name, _, run = word.partition("=")
-        found = Path(run) / "results.json"
-        if not found.is_file():
-            raise InputError(f"{found}: no such file; finish the run first")
-        contents.append((name, json.loads(found.read_text())))
-    print(f"{write_page(contents, Path(arguments[0]))}: written")
-    return 0
+    """Write ``pruning.md`` with a figure and results for each ``NAME=RUN`` of finished runs."""
+    return _PAGE.run(arguments)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ from scipy import stats
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
 
-from benchmarks.outliers import page, running  # noqa: E402
+from benchmarks.common import summarise  # noqa: E402
+from benchmarks.outliers import page  # noqa: E402
 from benchmarks.outliers.__main__ import UNFINISHED, main  # noqa: E402
 from benchmarks.outliers.recipe import load_recipe  # noqa: E402
-from benchmarks.outliers.results import collect, summarise  # noqa: E402
+from benchmarks.outliers.results import collect  # noqa: E402
 from dnabert2_oracle import make_dna_tokenizer  # noqa: E402
 
+from benchmarks import common_arms  # noqa: E402
 from frugalfm.errors import InputError  # noqa: E402
 
 RECIPES = sorted((ROOT / "recipes/outliers").glob("*.toml"))
@@ -76,7 +78,7 @@ def call(setting, *more):
 
 
 def test_end_to_end_and_continued(setting, monkeypatch, capsys):
-    pretrain = running.frugalfm.pretrain
+    pretrain = common_arms.frugalfm.pretrain
     calls = []
 
     def stop(*args, **options):
@@ -85,11 +87,11 @@ def test_end_to_end_and_continued(setting, monkeypatch, capsys):
             signal.raise_signal(signal.SIGALRM)
         return pretrain(*args, **options)
 
-    monkeypatch.setattr(running.frugalfm, "pretrain", stop, raising=False)
+    monkeypatch.setattr(common_arms.frugalfm, "pretrain", stop, raising=False)
     assert call(setting, "--stop-after-minutes", "10") == UNFINISHED
     assert calls == ["vanilla-0", "muon-0"]
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
-    monkeypatch.setattr(running.frugalfm, "pretrain", pretrain, raising=False)
+    monkeypatch.setattr(common_arms.frugalfm, "pretrain", pretrain, raising=False)
     assert call(setting) == 0
     first = capsys.readouterr().out
     assert "GERM-T against vanilla: " in first
