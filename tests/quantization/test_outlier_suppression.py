@@ -61,7 +61,7 @@ def make_loss(outliers=2, bits=None, seed=0):
 
 
 def loss_by_hand(inputs, weight, low, high, bits):
-    """Equation 9 for a range, in fp64."""
+    """The loss of a range, in fp64."""
     x, w = inputs.double().numpy(), weight.double().numpy()
     low, high = min(low, 0), max(high, 0)
     steps = 2**bits - 1
@@ -101,7 +101,7 @@ def test_fine_stage_finds_the_best_step_nearby():
 
 
 def test_gradient_of_the_step_is_that_of_lsq():
-    """Inside round(v) - v, outside the end's integer, v = x / s: LSQ+, equation 5."""
+    """Inside round(v) - v, outside the end's integer, v = x / s, as in LSQ and LSQ+."""
     inputs = torch.linspace(-3, 4, 50, dtype=torch.float64)
     grid = Format(3, False).cover(torch.tensor(-1.0), torch.tensor(2.0))
     scale = grid.scale.double().clone().requires_grad_()

@@ -23,7 +23,7 @@ STATIC = {"weight_granularity": "channel", "activation_granularity": "tensor"}
 
 
 def test_equation_4_by_hand():
-    """X and W of the paper's example figure, alpha a half."""
+    """An example whose scales are whole, alpha a half."""
     inputs = np.array([[1.0, -16.0, 2.0, 6.0], [-2.0, 8.0, -1.0, -9.0]])
     weights = np.array([[2.0, 1.0, -2.0], [1.0, -1.0, -1.0], [2.0, -1.0, -2.0], [-1.0, -1.0, 1.0]])
     found = smoothing_scale(

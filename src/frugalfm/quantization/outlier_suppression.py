@@ -1,9 +1,9 @@
 """Outlier Suppression (Wei et al. 2022, arXiv 2209.13325), for encoders of any layer order.
 
 **Gamma migration.** A LayerNorm computes ``X_j = gamma_j X'_j`` with
-``X'_j = (x_j - mean) / std + beta_j / gamma_j`` (eqs. 4 and 5 of the paper). A large gamma makes
+``X'_j = (x_j - mean) / std + beta_j / gamma_j``. A large gamma makes
 the same few channels of every token large, and X' is easier to round than X. So X' is what is
-rounded, and gamma moves into the weights that read it: ``W X = (W gamma) X'`` (eq. 6). The paper
+rounded, and gamma moves into the weights that read it: ``W X = (W gamma) X'``. The paper
 changes the LayerNorm and multiplies the residual branch by gamma in turn; here the division
 belongs to the linear, and the other branches read X as before. Only the magnitude of gamma moves
 (a transform's scale is positive). Gammas near 0 are taken as a small part of their mean, because
@@ -14,10 +14,10 @@ where it helps: a small gamma can be what hides an outlier.
 be clipped at little cost. With ``o_u`` and ``o_l`` the largest and the smallest value of every
 token, the *coarse* stage tries ranges
 
-    ``[quantile(o_l, 1 - a), quantile(o_u, a)]``                                      (eqs. 7, 8)
+    ``[quantile(o_l, 1 - a), quantile(o_u, a)]``
 
-and keeps the step ``s_0`` with the least loss ``L(s) = |f_q(s) - f|^2`` (eq. 9). The *fine* stage
-descends the gradient ``s <- s - rate dL/ds`` (eq. 10), straight-through and with the clipped
+and keeps the step ``s_0`` with the least loss ``L(s) = |f_q(s) - f|^2``. The *fine* stage
+descends the gradient ``s <- s - rate dL/ds``, straight-through and with the clipped
 values' part as in LSQ+ (arXiv 2004.09576). Unlike the paper, f are the outputs of the linears
 that read the tensor, not of the whole network; the rate is relative to the step, so that it suits
 any unit; the zero point stays; and the best step seen is kept, so that no stage does harm.
@@ -186,7 +186,7 @@ def clip_tokens(
     Parameters
     ----------
     loss
-        That of eq. 9, with the tokens.
+        L above, with the tokens.
     start
         Grid of the range without clipping; where nothing better is found, it stays.
     ratios
