@@ -152,7 +152,9 @@ def _attend(
     dropout: float,
     sink: Tensor | None,
 ) -> Tensor:
-    if dropout == 0.0 and not (bias is not None and bias.requires_grad):
+    # A traced graph, which other engines run, holds no call by name.
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if dropout == 0.0 and not traced and not (bias is not None and bias.requires_grad):
         backend = choose_backend(query, key, value, bias, reference=attend_by_zero_key)
         if backend is not None:
             out: Tensor = FusedSink.apply(query, key, value, bias, scale, sink, backend)[0]

@@ -6,9 +6,9 @@ sequences are batched or padded, but for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,9 +21,20 @@ from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.inputs import Encoded
 
-__all__ = ["Embedder", "Pooling", "regroup"]
+__all__ = ["Embedder", "Engine", "Pooling", "regroup"]
 
 Pooling = Literal["mean", "cls", "token"]
+
+
+class Engine(Protocol):
+    """What runs an encoder outside torch, such as a deployed one."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the states."""
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Compute outputs of a padded batch by name, ``last_hidden_state`` among them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,8 @@ class Embedder:
     Attributes
     ----------
     model
-        A masked-language model in evaluation mode; its device is used.
+        A masked-language model in evaluation mode, whose device is used; or an engine that runs
+        one on the CPU.
     codec
         Of the tokenizer that it was trained with.
     pooling
@@ -42,10 +54,11 @@ class Embedder:
     batch_tokens
         Padded tokens of a batch, at most.
     precision
-        ``"bf16"`` runs the model under autocast; pooling is in fp32 either way.
+        ``"bf16"`` runs the model under autocast; pooling is in fp32 either way. An engine has its
+        own.
     """
 
-    model: PreTrainedModel
+    model: PreTrainedModel | Engine
     codec: Codec
     pooling: Pooling = "mean"
     batch_tokens: int = 16_384
@@ -59,9 +72,24 @@ class Embedder:
             )
 
     @property
+    def torch_model(self) -> PreTrainedModel:
+        """The model, for what looks inside.
+
+        Raises
+        ------
+        InputError
+            An engine runs it.
+        """
+        if isinstance(self.model, PreTrainedModel):
+            return self.model
+        raise InputError("a deployed model cannot be looked into; use the checkpoint")
+
+    @property
     def width(self) -> int:
         """Numbers in one embedding."""
-        return int(self.model.config.hidden_size)
+        if isinstance(self.model, PreTrainedModel):
+            return int(self.model.config.hidden_size)
+        return self.model.hidden_size
 
     def embed(
         self, sequences: Sequence[np.ndarray], tick: Callable[[int], object] | None = None
@@ -100,20 +128,23 @@ class Embedder:
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        if isinstance(self.model, PreTrainedModel):
+            device: torch.device = next(self.model.parameters()).device
+            return device
+        return torch.device("cpu")
 
     @torch.no_grad()
     def forward(self, ids: np.ndarray) -> Tensor:
         """Last hidden states of padded token ids, fp32, shape ``(batch, tokens, width)``."""
+        attended = (ids != self.codec.pad_id).astype(np.int64)
+        if not isinstance(self.model, PreTrainedModel):
+            return torch.from_numpy(self.model.run(ids, attended)["last_hidden_state"])
         trunk = getattr(self.model, self.model.base_model_prefix)
         device = self._device
         with autocast(device, self.precision):
             out = trunk(
                 input_ids=torch.from_numpy(ids).to(device),
-                attention_mask=torch.from_numpy((ids != self.codec.pad_id).astype(np.int64)).to(
-                    device
-                ),
+                attention_mask=torch.from_numpy(attended).to(device),
             )
         states: Tensor = out.last_hidden_state
         return states.float()

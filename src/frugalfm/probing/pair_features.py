@@ -78,9 +78,10 @@ class PairReader:
 
     def __post_init__(self) -> None:
         if self.attention and not self._modules:
+            kind = type(self.embedder.torch_model).__name__
             raise InputError(
-                f"{type(self.embedder.model).__name__}: its attention cannot be looked at, since "
-                "it does not go through transformers' attention interface; use --probe pairs"
+                f"{kind}: its attention cannot be looked at, since it does not go through "
+                "transformers' attention interface; use --probe pairs"
             )
 
     @property
@@ -90,11 +91,11 @@ class PairReader:
 
     @property
     def _modules(self) -> list[Any]:
-        return find_attentions(self.embedder.model)
+        return find_attentions(self.embedder.torch_model)
 
     @property
     def _heads(self) -> int:
-        return int(self.embedder.model.config.num_attention_heads)
+        return int(self.embedder.torch_model.config.num_attention_heads)
 
     @property
     def _maps(self) -> int:
@@ -218,7 +219,7 @@ class PairReader:
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = next(self.embedder.model.parameters()).device
+        device: torch.device = next(self.embedder.torch_model.parameters()).device
         return device
 
     def _plan(self, sequences: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
@@ -233,7 +234,7 @@ class PairReader:
     def _forward(self, sequences: list[np.ndarray], see: See) -> Tensor:
         """Last hidden states of a batch; `see` gets each layer's weights before that."""
         ids, _ = self.embedder.codec.collate(sequences)
-        model = self.embedder.model
+        model = self.embedder.torch_model
         if not self.attention:
             return self.embedder.forward(ids)
         name = getattr(model.config, "attention", None) or "softmax"

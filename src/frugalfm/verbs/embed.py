@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from frugalfm.errors import InputError
 from frugalfm.verbs import with_paths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from frugalfm.probing.embed import Engine
 
 __all__ = ["embed"]
 
@@ -19,7 +24,7 @@ def embed(
     out: Path,
     pooling: Literal["mean", "cls", "token"] = "mean",
     batch_tokens: int = 16384,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "bf16"] | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> Path:
@@ -31,7 +36,7 @@ def embed(
     Parameters
     ----------
     checkpoint
-        Folder of a trained encoder.
+        Folder of a trained encoder, or of a deployed one.
     sequences
         FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards.
     out
@@ -42,9 +47,9 @@ def embed(
     batch_tokens
         Padded tokens of a batch, at most; less needs less memory.
     precision
-        Arithmetic of the encoder.
+        Arithmetic of the encoder: fp32, if not given, or what a deployed one was deployed with.
     device
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` and so on.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` and so on; a deployed encoder runs on the CPU.
     overwrite
         Replace the file at `out` if it was not made by the same call.
 
@@ -55,19 +60,15 @@ def embed(
     """
     import frugalfm
     from frugalfm.artifacts import fingerprint
-    from frugalfm.encoders import load_encoder
-    from frugalfm.encoders.checkpoints import check_checkpoint
-    from frugalfm.encoders.devices import choose_device
     from frugalfm.probing.embed import Embedder
     from frugalfm.probing.store import write_embeddings
     from frugalfm.progress import progress
     from frugalfm.tokens.codec import Codec
     from frugalfm.tokens.inputs import stream_encoded
 
-    check_checkpoint(checkpoint)
     if batch_tokens < 1:
         raise InputError(f"--batch-tokens {batch_tokens}: must be at least 1")
-    chosen = choose_device(device)
+    precision = _check(checkpoint, precision, device)
     metadata = {
         "frugalfm": frugalfm.__version__,
         "checkpoint": fingerprint(checkpoint),
@@ -78,7 +79,7 @@ def embed(
     if _is_done(out, metadata, overwrite=overwrite):
         print(f"{out}: already there, made by the same call")
         return out
-    model, tokenizer = load_encoder(checkpoint, device=chosen)
+    model, tokenizer = _load(checkpoint, precision, device)
     codec = Codec.from_tokenizer(tokenizer)
     # Reading everything first costs little beside the model, and finds bad records at once.
     residues = sum(int(piece.lengths.sum()) for piece in stream_encoded(sequences, codec))
@@ -95,6 +96,41 @@ def embed(
         f"{count:,} sequences, {residues:,} residues"
     )
     return out
+
+
+def _check(
+    checkpoint: Path, precision: Literal["fp32", "bf16"] | None, device: str
+) -> Literal["fp32", "bf16"]:
+    """Refuse what cannot be loaded, without loading it, and settle the precision."""
+    from frugalfm.deployment.runtime import is_deployed, read_card
+    from frugalfm.encoders.checkpoints import check_checkpoint
+    from frugalfm.encoders.devices import choose_device
+
+    if not is_deployed(checkpoint):
+        check_checkpoint(checkpoint)
+        choose_device(device)
+        return precision or "fp32"
+    if device not in {"auto", "cpu"}:
+        raise InputError(f"--device {device}: deployed encoders run on the CPU; leave it out")
+    own: Literal["fp32", "bf16"] = read_card(checkpoint)["precision"]
+    return precision or own
+
+
+def _load(
+    checkpoint: Path, precision: Literal["fp32", "bf16"], device: str
+) -> tuple[Engine, PreTrainedTokenizerBase]:
+    from transformers import AutoTokenizer
+
+    from frugalfm.deployment.runtime import is_deployed, load_deployed
+    from frugalfm.encoders import load_encoder
+    from frugalfm.encoders.devices import choose_device
+
+    if not is_deployed(checkpoint):
+        return load_encoder(checkpoint, device=choose_device(device))
+    tokenizer = AutoTokenizer.from_pretrained(
+        checkpoint, trust_remote_code=False, local_files_only=True
+    )
+    return load_deployed(checkpoint, precision=precision), tokenizer
 
 
 def _is_done(out: Path, metadata: dict[str, str], *, overwrite: bool) -> bool:

@@ -53,11 +53,12 @@ def quantize(
     """Find a low-bit scheme for an encoder and measure what it costs.
 
     Weights and inputs of the linears in the layers and a masked-language head are quantized, and
-    more if asked for; everything else stays in floating point and is listed with the reason. Execution is
-    simulated (values are rounded to the grid, arithmetic is fp32), so the cost in quality is exact
-    and nothing gets faster; --deploy writes a model that is smaller, and faster on a CPU. Of a
-    masked-language model the masked loss is measured, on the same held-out positions before and
-    after; of a tuned one its task's metrics, or without labels how often it decides alike.
+    more if asked for; everything else stays in floating point and is listed with the reason.
+    Execution is simulated (values are rounded to the grid, arithmetic is fp32), so the cost in
+    quality is exact and nothing gets faster; --deploy writes a model that is smaller, and faster on
+    a CPU. Of a masked-language model the masked loss is measured, on the same held-out positions
+    before and after; of a tuned one its task's metrics, or without labels how often it decides
+    alike.
 
     Parameters
     ----------

@@ -1,0 +1,151 @@
+"""What deploying costs: the deployed model beside the simulated scheme and floating point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from frugalfm.deployment.engine import Precision
+from frugalfm.deployment.runtime import DeployedEncoder, load_deployed
+from frugalfm.deployment.support import plan_execution
+from frugalfm.deployment.writing import deploy
+from frugalfm.progress import progress
+from frugalfm.quantization.scheme import Scheme
+from frugalfm.quantization.simulate import simulate
+from frugalfm.training.data import Batch
+
+__all__ = ["Fidelity", "deploy_scheme", "measure_fidelity"]
+
+_REPORTED = ("execution", "precision", "bytes", "bytes_fp32", "tables_at_8_bits")
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a deployed model's logits are to others of the same batches.
+
+    Attributes
+    ----------
+    error_to_scheme, error_to_fp32, scheme_error
+        ``|difference| / |logits|`` (Euclidean, over all logits of real tokens or of sequences):
+        of the deployed model to the simulated scheme, and to fp32; and of the simulated scheme to
+        fp32.
+    agreement_with_scheme, agreement_with_fp32
+        Fraction of largest logits at the same place; None where there is one logit.
+    """
+
+    error_to_scheme: float
+    error_to_fp32: float
+    scheme_error: float
+    agreement_with_scheme: float | None
+    agreement_with_fp32: float | None
+
+
+def deploy_scheme(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | Path,
+    scheme: Scheme | None,
+    folder: Path,
+    batches: Sequence[Batch],
+    *,
+    precision: Precision = "bf16",
+    task: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Deploy a model and measure what became of it: all that a verb has to call.
+
+    Parameters
+    ----------
+    model, tokenizer, scheme, folder, precision, task
+        As of :func:`~frugalfm.deployment.writing.deploy`.
+    batches
+        To measure on; not used if empty.
+
+    Returns
+    -------
+    dict
+        For a summary: ``execution``, ``precision``, ``bytes``, ``bytes_fp32``, ``smaller`` (times),
+        ``tables_at_8_bits``, ``kernels`` (products by precision), and of :class:`Fidelity`.
+    """
+    plan_execution(scheme)
+    card = deploy(model, tokenizer, scheme, folder, precision=precision, task=task)
+    engine = load_deployed(folder, outputs=("logits",))
+    found = {
+        **{name: card[name] for name in _REPORTED},
+        "smaller": card["bytes_fp32"] / card["bytes"],
+        "kernels": engine.count_kernels(),
+    }
+    if batches:
+        found |= vars(measure_fidelity(engine, model, scheme, batches))
+    return found
+
+
+@torch.no_grad()
+def measure_fidelity(
+    engine: DeployedEncoder, model: nn.Module, scheme: Scheme | None, batches: Sequence[Batch]
+) -> Fidelity:
+    """Compare a deployed model with its scheme, simulated, and with floating point.
+
+    Parameters
+    ----------
+    engine
+        With the output ``logits``.
+    model, scheme
+        That it was deployed of.
+    batches
+        At least one.
+    """
+    tally = _Tally()
+    for batch in progress(batches, desc="compare", unit="batch"):
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        exact = model(**inputs).logits
+        if scheme is None:
+            simulated = exact
+        else:
+            with simulate(model, scheme):
+                simulated = model(**inputs).logits
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        deployed = torch.from_numpy(engine.run(**arrays)["logits"])
+        tally.add([_select(x, batch) for x in (deployed, simulated, exact)])
+    return tally.finish()
+
+
+def _select(logits: Tensor, batch: Batch) -> Tensor:
+    """Logits of real tokens where there is one a token; maps and sequences as they are."""
+    tokens = batch.attention_mask.shape
+    if logits.ndim == 3 and logits.shape[:2] == tokens and logits.shape[2] != tokens[1]:
+        return logits[batch.attention_mask.bool()].double()
+    return logits.flatten(1).double() if logits.ndim > 1 else logits[:, None].double()
+
+
+class _Tally:
+    def __init__(self) -> None:
+        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._same = torch.zeros(2, dtype=torch.float64)
+        self._rows = 0
+        self._choices = True
+
+    def add(self, found: list[Tensor]) -> None:
+        deployed, simulated, exact = found
+        pairs = ((deployed, simulated), (deployed, exact), (simulated, exact))
+        squares = [(a - b).square().sum() for a, b in pairs]
+        self._sums += torch.stack([*squares, simulated.square().sum(), exact.square().sum()])
+        choices = [x.argmax(-1) for x in found]
+        self._same += torch.stack([(choices[0] == other).sum() for other in choices[1:]])
+        self._rows += len(deployed)
+        self._choices &= deployed.shape[-1] > 1
+
+    def finish(self) -> Fidelity:
+        to_scheme, to_exact, scheme, simulated, exact = self._sums.tolist()
+        same = (self._same / max(1, self._rows)).tolist() if self._choices else [None, None]
+        tiny = torch.finfo(torch.float64).tiny
+        return Fidelity(
+            (to_scheme / max(simulated, tiny)) ** 0.5,
+            (to_exact / max(exact, tiny)) ** 0.5,
+            (scheme / max(exact, tiny)) ** 0.5,
+            *same,
+        )
