@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from frugalfm.deployment.engine import require_engine
 from frugalfm.errors import InputError
+from frugalfm.quantization.methods import METHODS
 from frugalfm.quantization.quantizers import Format, make_input_format, make_weight_format
 from frugalfm.quantization.scheme import FLOATING_POINT, Scheme, name_widths
 
-__all__ = ["Execution", "check_formats", "check_options", "plan_execution"]
+__all__ = ["Execution", "check_formats", "check_options", "fit_options", "plan_execution"]
 
 Execution = Literal["float", "weight-only", "dynamic", "static"]
 """How linears run: in floating point, with low-bit weights that are unpacked, or as products of
@@ -115,6 +116,19 @@ def check_options(method: str, settings: Mapping[str, Any], sites: str = "linear
         symmetric=settings.get("symmetric_activations", False),
     )
     return check_formats(name, weights, activations)
+
+
+def fit_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what the engine runs fastest where a method's options leave it open.
+
+    That is one fixed scale for the input of each linear, whatever the method's paper prefers: on
+    two cores products with a scale for each token took about a quarter longer.
+    """
+    fitted = dict(options)
+    name = "activation_granularity"
+    if name in METHODS[method].defaults and fitted.get(name) is None:
+        fitted[name] = "tensor"
+    return fitted
 
 
 def _say_sites(name: str) -> str:

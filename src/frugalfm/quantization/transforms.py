@@ -4,9 +4,8 @@ A linear computes ``W x + b``. With a positive scale and a shift for every input
 ``(W * scale) ((x - shift) / scale) + (b + W shift)`` exactly. What is rounded are the two factors.
 The transform belongs to the site, not to what comes before it: so it holds for the output of a
 LayerNorm that also feeds a residual sum (post-LN), for the product of a gated network and for the
-heads of an attention alike, and nothing else of the model has to be rescaled. An engine pays
-nothing for it either, because rounding ``x / scale`` to one grid is rounding ``x`` to a grid that
-has its own step in every channel.
+heads of an attention alike, and nothing else of the model has to be rescaled. An engine fuses the
+product with what comes before it, or with the rounding.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def evaluate(
     from frugalfm.encoders import load_encoder
     from frugalfm.encoders.checkpoints import check_checkpoint
     from frugalfm.encoders.devices import choose_device
-    from frugalfm.probing.embed import Embedder, Pooling
+    from frugalfm.probing.embed import Embedder
     from frugalfm.probing.evaluation import count_residues, evaluate_task
     from frugalfm.probing.map_probes import MapPlan, evaluate_maps
     from frugalfm.progress import progress
@@ -222,11 +222,11 @@ def evaluate(
         plan = MapPlan.draw(
             labelled, probe, train_sequences=train_sequences, train_pairs=train_pairs, seed=seed
         )
-    per_residue = labelled.kind == "token" or plan is not None
-    pooled: Pooling = "token" if per_residue else "mean" if pooling == "auto" else pooling
     config: dict[str, Any] = {
         "kind": labelled.kind,
-        "pooling": pooled,
+        "pooling": _choose_pooling(
+            pooling, per_residue=labelled.kind == "token" or plan is not None
+        ),
         "leaks": leaks,
         "too_long": too_long,
         "train_tokens": train_tokens if labelled.kind == "token" else None,
@@ -243,7 +243,7 @@ def evaluate(
         if stage.done:
             print(f"{out}: already there, made by the same call")
             return out
-        embedder = Embedder(model, codec, pooled, batch_tokens, precision)
+        embedder = Embedder(model, codec, config["pooling"], batch_tokens, precision)
         residues = plan.count_residues(labelled) if plan else count_residues(labelled, train_tokens)
         with progress(total=residues, desc="embed", unit="residue", unit_scale=True) as bar:
             if plan is not None:
@@ -261,6 +261,12 @@ def evaluate(
         pq.write_table(result.predictions, stage.work / "predictions.parquet", compression="zstd")
         print(_summarise(out, result.metrics))
         return stage.commit(result.metrics)
+
+
+def _choose_pooling(asked: Literal["auto", "mean", "cls"], *, per_residue: bool) -> str:
+    if per_residue:
+        return "token"
+    return "mean" if asked == "auto" else asked
 
 
 def _refuse(where: str, **options: object) -> None:

@@ -96,7 +96,7 @@ def quantize(
         channel's inputs. By default tensor with minmax, group with rtn and nf4, else channel.
     activation_granularity
         One fixed scale for a site, or one for each token or sequence, found as it passes. By
-        default tensor with minmax and outlier-suppression, else token.
+        default tensor with minmax, outlier-suppression and --deploy (the fastest), else token.
     group_size
         Inputs that share a scale, 32, 64 or 128; by default 128, with nf4 64. They have to divide
         each weight's inputs.
@@ -146,8 +146,10 @@ def quantize(
         A checkpoint, data or option that cannot be used; too few sequences, or of another
         alphabet than the model's; weights or activations that are not finite.
     """
+    from dataclasses import replace
+
     from frugalfm.artifacts import open_stage
-    from frugalfm.deployment.support import check_options
+    from frugalfm.deployment.support import check_options, fit_options
     from frugalfm.encoders.devices import choose_device
     from frugalfm.quantization.plan import QuantizationPlan
     from frugalfm.quantization.subjects import check_subject
@@ -175,6 +177,7 @@ def quantize(
         seed=seed,
     )
     if deploy:
+        plan = replace(plan, options=fit_options(plan.method, plan.options))
         check_options(plan.method, plan.settings, plan.sites)
     tuned = check_subject(checkpoint)
     _check_inputs(tuned, data, task)
