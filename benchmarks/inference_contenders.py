@@ -141,9 +141,10 @@ def torchao_dynamic(work: Path) -> Run:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     model = load_model(work)[0]
-    quantize_(getattr(model, model.base_model_prefix), Int8DynamicActivationInt8WeightConfig())
+    trunk = getattr(model, model.base_model_prefix)
+    quantize_(trunk, Int8DynamicActivationInt8WeightConfig())
     torch._inductor.config.freezing = True  # noqa: SLF001 - what its documentation asks for
-    model.forward = torch.compile(model.forward)
+    trunk.forward = torch.compile(trunk.forward)
     return run_torch(model)
 
 
