@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from frugalfm.artifacts import write_json
 from frugalfm.errors import InputError
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "compare_ratio",
     "draw_dots",
     "exclusively",
+    "keep_settings",
     "limit_time",
     "read_toml",
     "show_mean",
@@ -232,3 +234,22 @@ class Page:
                 raise InputError(f"{path}: no results; finish the run first ({error})") from None
         print(f"{self.save(contents, Path(words[0]))}: written")
         return 0
+
+
+def keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Bind a folder to what is made in it first.
+
+    Raises
+    ------
+    InputError
+        It was made with other settings.
+    """
+    path = out / "settings.json"
+    given = json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_json(path, given)
+        return
+    found = json.loads(path.read_text())
+    other = [name for name in given if found.get(name) != given[name]]
+    if other:
+        raise InputError(f"{out}: was made with another {', '.join(other)}; name another folder")

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.common import exclusively
+from benchmarks.common import exclusively, keep_settings
 
 import frugalfm
+from frugalfm.artifacts import fingerprint
 from frugalfm.attention import NAMES
 from frugalfm.errors import InputError
 
@@ -122,6 +123,9 @@ def prepare_course(
         Shards by name, ``train`` and ``validation``; and the folder of the blank model.
     """
     with exclusively(out):
+        keep_settings(
+            out, {"pool": course.pool, "model": course.model, "source": fingerprint(pool)}
+        )
         return _prepare_pool(course, pool, out), _prepare_model(course, tokenizer, out / "blank")
 
 

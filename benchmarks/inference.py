@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.common import keep_settings
 from benchmarks.inference_contenders import (
     BASE,
     CONTENDERS,
@@ -230,6 +231,8 @@ def main(words: list[str] | None = None) -> None:
         return
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
+    making = ("checkpoint", "data", "attention", *SIZES, "tokens")
+    keep_settings(options.work, {name: str(getattr(options, name)) for name in making})
     if not (options.work / "held-out.npz").exists():
         make_model(options, options.work)
     config = json.loads((options.work / "checkpoint" / "config.json").read_text())
