@@ -18,6 +18,9 @@ pytest.importorskip("openvino")
 
 from frugalfm.deployment import deploy, is_deployed, load_deployed
 from frugalfm.deployment.measure import deploy_scheme, measure_fidelity
+from frugalfm.deployment.processor import lacks_vnni
+from frugalfm.deployment.tracing import trace
+from frugalfm.quantization.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
 from architectures import DESCRIBED, make_batch, make_mlm
@@ -25,6 +28,7 @@ from architectures import DESCRIBED, make_batch, make_mlm
 TOKENIZER = make_protein_tokenizer()
 CODEC = Codec.from_tokenizer(TOKENIZER)
 BOTH = ("last_hidden_state", "logits")
+needs_vnni = pytest.mark.skipif(lacks_vnni(), reason="sums of 8-bit products saturate on this CPU")
 
 
 def make_split(count=40):
@@ -89,6 +93,7 @@ def subject():
 
 
 SCHEMES = {
+    "W7A8": lambda m, b: quantize_minmax(m, b, weights=7, weight_granularity="channel"),
     "W8A8": quantize_minmax,
     "W8A8 symmetric": lambda m, b: quantize_minmax(
         m, b, weight_granularity="channel", symmetric_activations=True
@@ -99,7 +104,13 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in {"W4A8", "W7A8"} else pytest.param(name, marks=needs_vnni)
+        for name in SCHEMES
+    ],
+)
 def test_products_of_integers_are_the_simulated_scheme(name, subject, tmp_path, monkeypatch):
     """Exactly so while tables are left alone; a value at a tie may fall either way."""
     monkeypatch.setattr("frugalfm.deployment.lowering._SMALL", 1.0)
@@ -119,6 +130,7 @@ def test_products_of_integers_are_the_simulated_scheme(name, subject, tmp_path, 
     assert found["scheme_error"] > 5e-3
 
 
+@needs_vnni
 def test_as_deployed_by_default(subject, tmp_path):
     """With bf16 between the integers, and the table of this small model at 8 bits."""
     model, split = subject
@@ -132,6 +144,7 @@ def test_as_deployed_by_default(subject, tmp_path):
     assert precise.error_to_scheme < 0.02
 
 
+@needs_vnni
 def test_inputs_that_are_rounded_as_they_pass(subject, tmp_path):
     model, split = subject
     scheme = METHODS["smoothquant"](model, split.calibration)
@@ -155,6 +168,7 @@ def test_weights_alone(bits, subject, tmp_path, monkeypatch):
     assert found["error_to_scheme"] < 1e-4  # inputs are not rounded
 
 
+@needs_vnni
 def test_a_fused_projection_with_separate_ones(tmp_path, monkeypatch):
     """Query, key and value of ESM-C read one rounded input; its decoder is a site."""
     monkeypatch.setattr("frugalfm.deployment.lowering._SMALL", 1.0)
@@ -194,6 +208,44 @@ def test_shifts_of_inputs_are_made_up_for(tmp_path, monkeypatch):
         precision="fp32",
     )
     assert found["error_to_scheme"] < 1e-4
+
+
+def test_one_simulation_measures_all_batches(subject, tmp_path, monkeypatch):
+    """As a fresh one for each batch does."""
+    model, split = subject
+    scheme = SCHEMES["W8A8"](model, split.calibration)
+    deploy(model, TOKENIZER, scheme, tmp_path / "out", precision="fp32")
+    engine = load_deployed(tmp_path / "out", outputs=("logits",))
+    begun = []
+    monkeypatch.setattr(
+        "frugalfm.deployment.measure.simulate", lambda *x: begun.append(1) or simulate(*x)
+    )
+    batches = split.evaluation
+    together = measure_fidelity(engine, model, scheme, batches)
+    assert len(batches) > 1
+    assert len(begun) == 1
+    errors, sizes = 0.0, 0.0
+    for batch in batches:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        real = batch.attention_mask.bool()
+        with torch.no_grad():
+            exact = model(**inputs).logits[real].double()
+            with simulate(model, scheme):
+                rounded = model(**inputs).logits[real].double()
+        errors += float((rounded - exact).square().sum())
+        sizes += float(exact.square().sum())
+    assert together.scheme_error == pytest.approx((errors / sizes) ** 0.5)
+
+
+def test_a_graph_that_was_traced_before(subject, tmp_path):
+    """Gives the same folder, whatever ran in between."""
+    model, split = subject
+    graph = trace(model)
+    scheme = SCHEMES["smoothquant"](model, split.calibration)
+    deploy(model, TOKENIZER, scheme, tmp_path / "early", graph=graph)
+    deploy(model, TOKENIZER, scheme, tmp_path / "late")
+    early, late = ((tmp_path / name / "model.bin").read_bytes() for name in ("early", "late"))
+    assert early == late
 
 
 def test_a_batch_changes_nothing(subject, tmp_path):

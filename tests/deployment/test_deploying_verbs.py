@@ -7,7 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from frugalfm.encoders import create_encoder, save_encoder
-from frugalfm.errors import InputError
+from frugalfm.errors import FrugalError, InputError
+from frugalfm.quantization.plan import QuantizationPlan
+from frugalfm.quantization.running import quantize_subject
+from frugalfm.quantization.subjects import load_subject
 
 pytest.importorskip("openvino")
 
@@ -95,3 +98,33 @@ def test_what_cannot_run_is_refused_first(tmp_path):
         with pytest.raises(InputError, match=message):
             quantize(tmp_path / "no", data=tmp_path, out=tmp_path / "o", deploy=True, **options)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_converted_fails_before_the_long_work(made, tmp_path, monkeypatch):
+    import openvino
+
+    def fail(*_, **__):
+        raise RuntimeError("first line\nNo conversion rule found for operations: aten::odd")
+
+    def work(*_, **__):
+        raise AssertionError("calibrated first")
+
+    monkeypatch.setattr(openvino, "convert_model", fail)
+    monkeypatch.setattr("frugalfm.quantization.running.quantize_subject", work)
+    with pytest.raises(FrugalError, match=r"cannot be converted .*aten::odd"):
+        quantize(
+            made[0] / "model", data=made[0] / "in.fa", out=tmp_path / "o", deploy=True, device="cpu"
+        )
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_deployed_model_is_measured_on_a_few_batches(made):
+    """Of all that a masked-language model is evaluated on, the longest among them."""
+    subject = load_subject(made[0] / "model")
+    plan = QuantizationPlan(calibration_batches=2, batch_tokens=50)
+    found = quantize_subject(subject, plan, data=made[0] / "in.fa")
+    assert found.found.sequences == 12
+    assert len(found.batches) == 4
+    widths = [batch.input_ids.shape[1] for batch in found.batches]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < widths[0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from frugalfm.encoders import create_encoder
+from frugalfm.errors import InputError
 from frugalfm.probing.embed import Embedder, regroup
 from frugalfm.probing.store import write_embeddings
 from frugalfm.tokens.codec import Codec
@@ -69,6 +70,28 @@ def test_what_stands_in_pads_does_not_matter(encoder, sequences, monkeypatch):
 
     monkeypatch.setattr(Embedder, "forward", spoil)
     np.testing.assert_array_equal(embedder.embed(sequences), expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "token"])
+def test_what_is_not_finite_is_named_and_not_written(
+    encoder, sequences, pooling, tmp_path, monkeypatch
+):
+    """Of several in a batch the first one."""
+    forward = Embedder.forward
+
+    def spoil(self, ids):
+        states = forward(self, ids).clone()
+        states[(ids != self.codec.pad_id).sum(1) == 42, 0 if pooling == "cls" else 7, 3] = torch.inf
+        return states
+
+    monkeypatch.setattr(Embedder, "forward", spoil)
+    embedder = Embedder(encoder[0], encoder[1], pooling)
+    with pytest.raises(InputError, match=r"embedding of sequence 2 is not finite; .*outliers"):
+        embedder.embed(sequences)
+    pieces = [Encoded(list("abcdefg"), sequences)]
+    with pytest.raises(InputError, match="embedding of 'b' is not finite"):
+        write_embeddings(tmp_path / "e.parquet", pieces, embedder, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_bf16_is_close(encoder, sequences):

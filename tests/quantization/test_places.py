@@ -20,6 +20,7 @@ from frugalfm.quantization import (
     split_batches,
     survey_sites,
 )
+from frugalfm.quantization.minmax import cover_weights
 from frugalfm.quantization.taps import see_sites, tap
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.vocabulary import make_protein_tokenizer
@@ -251,6 +252,20 @@ def test_nothing_is_added_where_nothing_is_rounded(batches):
     assert extend_scheme(model, (), activations, "linears", tables=True) is activations
     with pytest.raises(InputError, match="give at least one"):
         extend_scheme(model, (), activations, "attention")
+
+
+def test_a_tables_range_is_what_the_weights_observer_finds():
+    """Not the activations' one."""
+    model = make_mlm("bert")
+    linears = quantize_minmax(model, (), weights=4, activations=16, weight_granularity="channel")
+    table = "bert.embeddings.word_embeddings.(table)"
+    weight = model.bert.embeddings.word_embeddings.weight.detach()
+    for name in ("minmax", "mse"):
+        found = extend_scheme(
+            model, (), linears, tables=True, observer="percentile", weight_observer=name
+        )
+        expected = cover_weights({table: weight}, linears.weights, name)[table]
+        assert torch.equal(found.weight_grids[table].scale, expected.scale)
 
 
 @pytest.mark.parametrize("kind", ["dnabert2", "esmc"])

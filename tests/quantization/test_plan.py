@@ -15,6 +15,10 @@ from frugalfm.quantization import (
     quantize_rtn,
 )
 from frugalfm.quantization.methods import Method
+from frugalfm.quantization.plan import _OPTIONS
+from frugalfm.verbs.quantize import quantize
+
+STATIC = {"weight_granularity": "channel", "activation_granularity": "tensor"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -55,6 +59,12 @@ def test_defaults_are_those_of_the_papers():
         ({"calibration_batches": 0}, "--calibration-batches must be positive"),
         ({"options": {"alpha": 0.3}}, "--alpha does nothing with --method minmax; it takes --weig"),
         ({"method": "rtn", "options": {"activations": 8}}, "--activations does nothing with"),
+        # Of what it takes, only what the command line has.
+        (
+            {"method": "rtn", "options": {"epochs": 3}},
+            "it takes --weights, --weight-granularity, --group-size, --weight-observer, "
+            "--percentile$",
+        ),
         ({"options": {"weights": 17}}, "--weights 17: use 2 to 15 bits, or 16"),
         ({"options": {"activations": 1}}, "--activations 1"),
         ({"options": {"weight_granularity": "token"}}, "use tensor, channel or group"),
@@ -65,12 +75,143 @@ def test_defaults_are_those_of_the_papers():
             "--group-size belongs to --weight-granularity group",
         ),
         ({"options": {"weight_observer": "magic"}}, "observer 'magic' is not known"),
-        ({"options": {"percentile": 10}}, "keeps too little"),
+        (
+            {"options": {"percentile": 10, "weight_observer": "percentile"}},
+            "keeps too little",
+        ),
+        (
+            {"options": {"percentile": 99}},
+            "no observer is percentile; give --weight-observer percentile or --activation-observer",
+        ),
+        (
+            {"method": "rtn", "options": {"percentile": 99, "weight_observer": "mse"}},
+            "give --weight-observer percentile with it",
+        ),
+        (
+            {"options": {"activation_observer": "mse", "activation_granularity": "sequence"}},
+            "minmax finds the scale of each sequence as it passes; leave it out, or give "
+            "--activation-granularity tensor",
+        ),
+        (
+            {"method": "smoothquant", "options": {"activation_observer": "percentile"}},
+            "--activation-observer does nothing here: smoothquant finds the scale of each token",
+        ),
+        (
+            {"method": "nf4", "options": {"activation_observer": "mse"}},
+            "--activation-observer does nothing here.*nf4 activations stay.*--activations 8",
+        ),
+        (
+            {"options": {"weights": 16, "weight_observer": "mse"}},
+            "--weight-observer does nothing here.*weights stay in floating point",
+        ),
+        *[
+            (
+                {"method": name, "sites": sites, "options": options},
+                f"--sites {sites} does nothing here.*{name} they stay in floating point; {remedy}",
+            )
+            for sites in ("attention", "all")
+            for name, options, remedy in (
+                ("minmax", {"activations": 16}, "leave it out, or give --activations 8"),
+                ("gptq", {}, "leave it out, or give --activations 8"),
+                ("rtn", {}, "leave it out, or use another method, such as minmax"),
+            )
+        ],
+        (
+            {"tables": True, "options": {"weights": 16}},
+            "--tables does nothing with --weights 16",
+        ),
+        (
+            {"method": "omniquant", "options": {"alpha": "search"}},
+            "--alpha search: --method omniquant starts from one value.*use 0 to 1",
+        ),
+        (
+            {"method": "omniquant", "options": {"alpha": 0.5, "activations": 16}},
+            "--alpha does nothing here",
+        ),
+        ({"method": "omniquant", "options": {"alpha": 1.5}}, r"--alpha 1\.5: use 0 to 1$"),
+        (
+            {"method": "smoothquant", "options": {"alpha": -0.1}},
+            r"--alpha -0\.1: use 0 to 1, or search",
+        ),
+        (
+            {"method": "smoothquant", "options": {"alpha": float("nan")}},
+            "--alpha nan: use 0 to 1, or search",
+        ),
+        ({"method": "omniquant", "options": {"epochs": -3}}, "--epochs -3: use 0"),
     ],
 )
 def test_bad_options_are_refused(given, words):
     with pytest.raises(InputError, match=words):
         QuantizationPlan(**given)
+
+
+def test_what_has_an_effect_is_taken():
+    for name, options in (
+        ("smoothquant", {"alpha": "search"}),
+        ("omniquant", {"alpha": 0, "epochs": 0}),
+        ("gptq", {"activations": 8}),
+    ):
+        assert QuantizationPlan(name, options, sites="all", tables=True).options == options
+    QuantizationPlan("rtn", tables=True)
+
+
+def test_the_command_line_has_the_options_that_messages_name():
+    parameters = inspect.signature(quantize).parameters
+    assert set(_OPTIONS) <= parameters.keys()
+    for method in METHODS.values():
+        assert parameters.keys() & method.defaults.keys() <= set(_OPTIONS)
+
+
+def test_what_was_made_before_methods_took_a_percentile_is_the_same_call():
+    assert QuantizationPlan().identity()["percentile"] == 99.99
+    assert "percentile" not in QuantizationPlan("smoothquant").identity()
+    cut = QuantizationPlan("smoothquant", {"weight_observer": "percentile"})
+    assert cut.identity()["percentile"] == 99.99
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gptq", {}),
+        ("nf4", {}),
+        ("smoothquant", {"alpha": 0.5}),
+        ("outlier-suppression", {"migrate": "never"}),
+    ],
+)
+def test_every_method_that_takes_observers_hands_them_the_percentile(name, options, model, split):
+    """Ranges are those that min-max finds of the same weights and inputs."""
+    widths = {"weights": 4, "activations": 8} | STATIC
+    observers = {
+        option: "percentile"
+        for option in ("weight_observer", "activation_observer")
+        if option in METHODS[name].defaults
+    }
+    expected = {
+        percentile: quantize_minmax(
+            model,
+            split.calibration[:2],
+            **widths,
+            weight_observer="percentile",
+            activation_observer="percentile",
+            percentile=percentile,
+        )
+        for percentile in (80, 99.99)
+    }
+    given = widths | options | observers | {"percentile": 80}
+    found = QuantizationPlan(name, given).find_scheme(model, split.calibration[:2])
+    other = QuantizationPlan(name, given | {"percentile": 99.99}).find_scheme(
+        model, split.calibration[:2]
+    )
+    for site in found.sites:
+        for option, grids in (("weight_observer", "weight_grids"),
+                              ("activation_observer", "input_grids")):  # fmt: skip
+            if option not in observers:
+                continue
+            one, two = (getattr(scheme, grids)[site].scale for scheme in (found, other))
+            assert not torch.equal(one, two)
+            if name != "smoothquant":
+                for percentile, scale in ((80, one), (99.99, two)):
+                    assert torch.equal(getattr(expected[percentile], grids)[site].scale, scale)
 
 
 def test_none_is_not_given_and_a_group_size_implies_groups():
@@ -110,13 +251,13 @@ def test_a_method_that_is_not_there_is_an_error_one_can_read():
 def test_every_method_can_be_extended_to_all_places(name, model, split):
     """Whatever finds the linears' grids, the rest of the model is rounded beside them."""
     options = {"epochs": 1} if name == "omniquant" else {}
-    if name not in {"rtn", "nf4", "gptq"}:
-        options |= {"weights": 8, "activations": 8}
-    plan = QuantizationPlan(name, options, sites="all", tables=True)
+    options |= {} if name == "rtn" else {"activations": 8}
+    sites = "linears" if name == "rtn" else "all"
+    plan = QuantizationPlan(name, options, sites=sites, tables=True)
     scheme = plan.find_scheme(model, split.calibration[:2])
     assert scheme.method == name
     assert scheme.tables
-    assert scheme.extent == ("all" if scheme.activations else "linears")
+    assert scheme.extent == sites
     found = compare(model, scheme, split.evaluation[:2])
     assert abs(found.increase) < 0.3
     assert found.output_error < 0.3

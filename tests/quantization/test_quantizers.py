@@ -204,7 +204,6 @@ def test_a_sequence_has_one_grid_whatever_its_pads(batch, width, bits, symmetric
     for row, values in zip(found, x, strict=True):
         assert torch.equal(row, whole.cover(*values.aminmax()).round(values))
     assert form.dynamic
-    assert not form.per_row
 
 
 def test_levels_are_the_nearest_of_a_table():

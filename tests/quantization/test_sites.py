@@ -6,16 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import EsmForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    EsmForSequenceClassification,
+)
 
 from frugalfm.attention.binding import find_attentions
 from frugalfm.encoders import create_encoder
+from frugalfm.encoders.anatomy import describe_encoder
 from frugalfm.errors import InputError
 from frugalfm.quantization.sites import abbreviate, survey_sites
 from frugalfm.training.pairs import make_pair_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
-from architectures import DESCRIBED, make_mlm
+from architectures import DESCRIBED, MLM, make_mlm
 
 
 def check_complete(model, extent="linears", *, tables=False):
@@ -60,6 +66,36 @@ def test_classifier_is_complete():
     assert not set(quantized) & set(head)
     assert all(others[name].startswith("the task's head") for name in head)
     assert check_complete(tuned, "all")[0][-2:] == head
+
+
+@pytest.mark.parametrize("kind", DESCRIBED)
+@pytest.mark.parametrize(
+    "auto", [AutoModelForSequenceClassification, AutoModelForTokenClassification]
+)
+def test_a_head_with_as_many_classes_as_the_vocabulary_is_no_masked_language_head(kind, auto):
+    config = MLM[kind]()
+    config.num_labels = config.vocab_size
+    model = auto.from_config(config).eval()
+    quantized, others = check_complete(model)
+    head = [name for name, reason in others.items() if reason.startswith("the task's head")]
+    assert head
+    assert not any(name.startswith(("classifier", "score")) for name in quantized)
+    assert set(head) <= set(check_complete(model, "all")[0])
+
+
+@pytest.mark.parametrize("kind", DESCRIBED)
+def test_the_heads_of_masked_language_models_and_of_none(kind):
+    """A bare encoder as wide as its vocabulary is one, too."""
+    model = make_mlm(kind)
+    survey = survey_sites(model)
+    head = set(describe_encoder(model).head)
+    assert head - survey.tied.keys() <= {site.name for site in survey.linears}
+    assert not any("task's head" in place.reason for place in survey.left_out)
+    config = MLM[kind]()
+    config.vocab_size = config.hidden_size
+    bare = AutoModel.from_config(config).eval()
+    quantized, _ = check_complete(bare)
+    assert not set(quantized) & set(describe_encoder(bare).head)
 
 
 def test_abbreviate():

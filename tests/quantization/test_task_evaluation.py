@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForTokenClassification,
+    EsmConfig,
+)
 
 from frugalfm.encoders import create_encoder, save_encoder
 from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
@@ -28,6 +34,7 @@ from frugalfm.tasks import read_task
 from frugalfm.tasks.metrics import score_classes, score_numbers
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.labelled import TuningData
+from frugalfm.training.predicting import TaskHead
 from frugalfm.training.tuned import make_tunable
 from frugalfm.training.tuning import TuningRecipe
 from frugalfm.verbs.tune import tune
@@ -220,12 +227,75 @@ def test_a_plain_hugging_face_head_is_known_by_its_config(tmp_path):
         task = read_task(make_labelled(tmp_path / f"{kind}-task", kind), "rna", kind=kind)
         model, _ = make_tuned(task, encoder, tokenizer)
         save_encoder(model, tokenizer, tmp_path / kind)
-        assert check_subject(tmp_path / kind)
         head = load_subject(tmp_path / kind).head
+        assert head == check_subject(tmp_path / kind)
         assert head.kind == kind
         assert head.classes == task.classes
         again = read_own_task(tmp_path / f"{kind}-task", load_subject(tmp_path / kind))
         assert again.kind == kind
+
+
+def write_config(folder, **content):
+    known = {"model_type": "esm", "architectures": ["EsmForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(known | content))
+
+
+def test_classes_and_kinds_are_those_that_transformers_reads(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    for count in (2, 12):
+        EsmConfig(num_labels=count, architectures=["EsmForSequenceClassification"]).save_pretrained(
+            tmp_path
+        )
+        expected = tuple(AutoConfig.from_pretrained(tmp_path).id2label.values())
+        assert len(expected) == count
+        assert check_subject(tmp_path) == TaskHead("classification", expected)
+    # As text, 10 is before 2.
+    write_config(tmp_path, id2label={str(i): f"c{i}" for i in sorted(range(12), key=str)})
+    assert check_subject(tmp_path).classes == tuple(f"c{i}" for i in range(12))
+    write_config(tmp_path, id2label={"0": "LABEL_0"})
+    assert check_subject(tmp_path) == TaskHead("regression")
+    write_config(tmp_path, problem_type="regression")
+    with pytest.raises(InputError, match="predicts 2 numbers of each sequence"):
+        check_subject(tmp_path)
+    write_config(tmp_path, architectures=["EsmForMaskedLM"])
+    assert check_subject(tmp_path) is None
+
+
+def test_labels_of_tokens_that_hold_several_residues_are_refused(tmp_path):
+    """Those of transformers' own class; ours lays them out by residue."""
+    tokenizer = make_dna_tokenizer()
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
+                        num_attention_heads=2, intermediate_size=24)  # fmt: skip
+    save_encoder(BertForTokenClassification(config), tokenizer, tmp_path / "m")
+    with pytest.raises(InputError, match="labels tokens that hold several residues each"):
+        load_subject(tmp_path / "m")
+
+
+def test_sequences_are_cut_as_in_tuning(tmp_path):
+    codec = Codec.from_tokenizer(create_encoder("rna-fm-nano")[1])
+    sequences = [np.full(n, 4, np.uint8) for n in (3, 10, 30)]
+    found = encode_unlabelled(sequences, "classification", codec, 12)
+    assert [len(s) for s in found.sequences] == [3, 10, 10]
+    assert found.cropped == 1
+    whole = encode_unlabelled(sequences, "token", codec, 12)
+    assert [len(s) for s in whole.sequences] == [len(t) for t in whole.targets] == [3, 10, 30]
+
+    save_encoder(*create_encoder("rna-fm-nano", seed=1), tmp_path / "model")
+    folder = make_task(tmp_path / "task", sizes=SIZES)
+    out = tune(tmp_path / "model", task=folder, out=tmp_path / "t", method="full", max_tokens=14,
+               **FAST)  # fmt: skip
+    subject = load_subject(out)
+    seen = []
+    subject.model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    (tmp_path / "d.fa").write_text("".join(f">s{i}\n{'ACGU' * (1 + i % 9)}\n" for i in range(40)))
+    plan = QuantizationPlan(calibration_batches=4)
+    for task in (None, read_own_task(folder, subject)):
+        quantize_subject(subject, plan, data=tmp_path / "d.fa", task=task)
+        assert max(seen) == 14
+        seen.clear()
 
 
 def test_unlabelled_pairs_are_refused():

@@ -39,11 +39,15 @@ def deploy(model, test, out, **options):
         ("classification", "full", {"method": "omniquant", "epochs": 1}),
     ],
 )
-def test_a_deployed_model_answers_as_the_tuned_one(tuned, tmp_path, kind, method, options):
+def test_a_deployed_model_answers_as_the_tuned_one(tuned, tmp_path, capsys, kind, method, options):
     if method == "lora":
         pytest.importorskip("peft")
     model, test = tuned(kind, method)
     found = deploy(model, test, tmp_path / "d", **options)["deployed"]
+    said = capsys.readouterr().out.splitlines()
+    deploy(model, test, tmp_path / "d", **options)
+    (repeated,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("deployed"))
+    assert repeated in said
     weight_only = options["method"] == "gptq"
     assert found["execution"] == ("weight-only" if weight_only else "static")
     if not weight_only:

@@ -1,5 +1,6 @@
 """The verb ``predict``: what the evaluation predicted, of any input."""
 
+import copy
 import csv
 import importlib.util
 import json
@@ -11,15 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import EsmForSequenceClassification, EsmForTokenClassification
 
 from frugalfm.artifacts import read_manifest
 from frugalfm.deployment import deploy
-from frugalfm.encoders import load_encoder, save_encoder
+from frugalfm.encoders import create_encoder, load_encoder, save_encoder
 from frugalfm.errors import InputError
 from frugalfm.training import prediction_run
 from frugalfm.training.predicting import TaskHead
 from frugalfm.training.tuned import load_tuned
 from frugalfm.verbs.predict import predict
+from frugalfm.verbs.quantize import quantize
 from frugalfm.verbs.tune import tune
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("encoders", "training")]
@@ -109,6 +112,73 @@ def test_a_deployed_model(tuned, tmp_path, kind):
             assert found[name].equals(expected[name])
     with pytest.raises(InputError, match="run on the CPU"):
         predict(tmp_path / "d", test, out=tmp_path / "x.parquet", device="cuda")
+
+
+def make_plain(folder, problem, names):
+    """A folder of transformers' own, with nothing that tells where it is from."""
+    encoder, tokenizer = create_encoder("rna-fm-nano", seed=1)
+    config = copy.deepcopy(encoder.config)
+    config.id2label, config.problem_type = dict(enumerate(names)), problem
+    auto = EsmForTokenClassification if problem is None else EsmForSequenceClassification
+    torch.manual_seed(3)
+    model = auto(config).eval()
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(20)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(
+    ("problem", "names"),
+    [
+        ("single_label_classification", ["LABEL_0", "LABEL_1"]),
+        ("single_label_classification", ["x", "y", "z"]),
+        ("multi_label_classification", ["x", "y", "z"]),
+        ("regression", ["LABEL_0"]),
+        (None, ["H", "-"]),
+    ],
+)
+def test_a_plain_hugging_face_folder(tmp_path, problem, names):
+    """The same as by hand, and as what is deployed of it."""
+    model, tokenizer = make_plain(tmp_path / "m", problem, names)
+    fasta = write_fasta(tmp_path / "in.fa", 40)
+    found = pq.read_table(run(tmp_path / "m", fasta, tmp_path / "p.parquet")).to_pydict()
+    texts = fasta.read_text().split("\n")[1::2]
+    for row, text in enumerate(texts[:10]):
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**inputs).logits[0]
+        if problem == "regression":
+            assert found["value"][row] == pytest.approx(float(logits[0]), abs=1e-4)
+        elif problem is None:
+            assert found["label"][row] == "".join(names[int(i)] for i in logits[1:-1].argmax(-1))
+        elif problem.startswith("multi"):
+            assert found["label"][row] == ";".join(
+                name for name, logit in zip(names, logits, strict=True) if logit > 0
+            )
+        else:
+            assert found["label"][row] == names[int(logits.argmax())]
+            assert found["probability"][row] == pytest.approx(
+                float(logits.softmax(0).max()), abs=1e-4
+            )
+    if importlib.util.find_spec("openvino") is None:
+        return
+    options = {"weights": 16, "activations": 16, "precision": "fp32", "calibration_batches": 2}
+    quantize(tmp_path / "m", data=fasta, out=tmp_path / "d", deploy=True, device="cpu", **options)
+    again = pq.read_table(run(tmp_path / "d", fasta, tmp_path / "again.parquet")).to_pydict()
+    for name, values in found.items():
+        if values and isinstance(values[0], float):
+            np.testing.assert_allclose(again[name], values, atol=1e-4)
+        else:
+            assert again[name] == values
+
+
+def test_classes_of_residues_with_long_names_are_refused(tmp_path):
+    make_plain(tmp_path / "m", None, ["helix", "sheet"])
+    with pytest.raises(InputError, match=r"labels residues as 'helix'.*id2label"):
+        run(tmp_path / "m", write_fasta(tmp_path / "in.fa", 3), tmp_path / "p.parquet")
 
 
 def test_a_deployed_encoder_has_no_head(tuned, tmp_path):

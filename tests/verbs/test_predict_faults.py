@@ -210,7 +210,7 @@ def test_bad_options(tuned, tmp_path):
         run(model, fasta, out, batch_tokens=0)
     with pytest.raises(InputError, match="frugalfm tune"):
         run(tuned.checkpoint, fasta, out)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no such checkpoint folder"):
         run(tuned.folder / "none", fasta, out)
     with pytest.raises(InputError, match=r"none\.fa: no such file"):
         run(model, tmp_path / "none.fa", out)

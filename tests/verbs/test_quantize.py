@@ -1,5 +1,6 @@
 """The verb writes metrics, sites and a scheme that works; it refuses bad input."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -107,6 +108,35 @@ def test_bad_input_is_refused(checkpoint, data, tmp_path):
         with pytest.raises(InputError, match=words):
             quantize(checkpoint, **({"data": data, "out": out, "device": "cpu"} | settings))
     assert not out.exists()
+
+
+def test_a_repeated_call_warns_again(checkpoint, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("frugalfm.quantization.evaluation.SATURATION_LIMIT", 0)
+    settings = {"data": data, "out": tmp_path / "out", "device": "cpu", "calibration_batches": 4}
+    settings |= {"activation_observer": "percentile", "percentile": 80}
+    quantize(checkpoint, **settings)
+    (warning,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning")]
+    assert "saturate on the evaluation data, worst esm." in warning
+    quantize(checkpoint, **settings)
+    again = capsys.readouterr().out.splitlines()
+    assert "already quantized" in again[0]
+    assert again[1:] == [warning]
+
+
+def test_observers_that_find_nothing_are_refused_but_for_fixed_scales(checkpoint, data, tmp_path):
+    """A deployed model has those, whatever the method's paper has."""
+    settings = {"data": data, "out": tmp_path / "out", "device": "cpu", "calibration_batches": 4}
+    settings |= {"method": "smoothquant", "activation_observer": "percentile", "percentile": 99.0}
+    with pytest.raises(InputError, match="give --activation-granularity tensor for fixed scales"):
+        quantize(checkpoint, **settings)
+    fixed = quantize(checkpoint, activation_granularity="tensor", **settings)
+    assert read_manifest(fixed, "quantization")["config"]["percentile"] == 99
+    with pytest.raises(InputError, match="magic"):
+        quantize(checkpoint, **settings | {"method": "magic"}, deploy=True)
+    if importlib.util.find_spec("openvino"):
+        out = quantize(checkpoint, **settings | {"out": tmp_path / "d"}, deploy=True)
+        config = read_manifest(out, "quantization")["config"]
+        assert config["activation_granularity"] == "tensor"
 
 
 def test_broken_weights_are_named(tmp_path, data):

@@ -1,7 +1,8 @@
 """Models that run on a CPU with real low-bit weights, without torch: OpenVINO holds and runs them.
 
 :func:`deploy` writes a folder; :func:`load_deployed` runs it with openvino and numpy alone. Names
-are imported when first used, so that running needs no torch.
+are imported when first used, so that running needs no torch. (The verbs ``embed`` and ``predict``
+import it all the same, to tokenise and to make batches.)
 """
 
 from __future__ import annotations

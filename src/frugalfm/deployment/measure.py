@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from frugalfm.deployment.support import plan_execution
 from frugalfm.deployment.writing import deploy
 from frugalfm.progress import progress
 from frugalfm.quantization.scheme import Scheme
-from frugalfm.quantization.simulate import simulate
+from frugalfm.quantization.simulate import Simulation, simulate
 from frugalfm.training.data import Batch
 
 __all__ = ["Fidelity", "deploy_scheme", "measure_fidelity"]
@@ -55,12 +56,13 @@ def deploy_scheme(
     *,
     precision: Precision = "bf16",
     task: Mapping[str, Any] | None = None,
+    graph: Any = None,
 ) -> dict[str, Any]:
     """Deploy a model and measure what became of it: all that a verb has to call.
 
     Parameters
     ----------
-    model, tokenizer, scheme, folder, precision, task
+    model, tokenizer, scheme, folder, precision, task, graph
         As of :func:`~frugalfm.deployment.writing.deploy`.
     batches
         To measure on; not used if empty.
@@ -72,7 +74,7 @@ def deploy_scheme(
         ``tables_at_8_bits``, ``kernels`` (products by precision), and of :class:`Fidelity`.
     """
     plan_execution(scheme)
-    card = deploy(model, tokenizer, scheme, folder, precision=precision, task=task)
+    card = deploy(model, tokenizer, scheme, folder, precision=precision, task=task, graph=graph)
     engine = load_deployed(folder, outputs=("logits",))
     found = {
         **{name: card[name] for name in _REPORTED},
@@ -100,18 +102,27 @@ def measure_fidelity(
         At least one.
     """
     tally = _Tally()
-    for batch in progress(batches, desc="compare", unit="batch"):
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        exact = model(**inputs).logits
-        if scheme is None:
-            simulated = exact
-        else:
-            with simulate(model, scheme):
-                simulated = model(**inputs).logits
-        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-        deployed = torch.from_numpy(engine.run(**arrays)["logits"])
-        tally.add([_select(x, batch) for x in (deployed, simulated, exact)])
+    with contextlib.nullcontext() if scheme is None else simulate(model, scheme) as simulation:
+        for batch in progress(batches, desc="compare", unit="batch"):
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            exact, simulated = _run_twice(model, simulation, inputs)
+            arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+            deployed = torch.from_numpy(engine.run(**arrays)["logits"])
+            tally.add([_select(x, batch) for x in (deployed, simulated, exact)])
     return tally.finish()
+
+
+def _run_twice(
+    model: nn.Module, simulation: Simulation | None, inputs: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits in floating point, and simulated if there is a scheme."""
+    if simulation is None:
+        exact: Tensor = model(**inputs).logits
+        return exact, exact
+    simulation.enable(False)
+    exact = model(**inputs).logits
+    simulation.enable()
+    return exact, model(**inputs).logits
 
 
 def _select(logits: Tensor, batch: Batch) -> Tensor:

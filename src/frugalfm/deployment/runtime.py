@@ -17,13 +17,14 @@ from frugalfm.deployment.engine import (
     engine_version,
     require_engine,
 )
-from frugalfm.errors import InputError
+from frugalfm.deployment.processor import lacks_vnni, say_once
+from frugalfm.errors import FrugalError, InputError
 
 __all__ = ["DEPLOYMENT", "FORMAT", "DeployedEncoder", "is_deployed", "load_deployed", "read_card"]
 
 DEPLOYMENT, GRAPH, WEIGHTS = "deployment.json", "model.xml", "model.bin"
 FORMAT = 1
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINT = "INFERENCE_PRECISION_HINT"
 
 
 def is_deployed(folder: Path) -> bool:
@@ -37,8 +38,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``format, engine, engine_version, frugalfm, precision, execution, scheme, dynamic_group,
-        outputs, task, max_tokens, tables_at_8_bits, parameters, bytes, bytes_fp32, files``.
+        ``format, engine, engine_version, frugalfm, precision, execution, scheme,
+        saturates_without_vnni, dynamic_group, outputs, task, max_tokens, tables_at_8_bits,
+        parameters, bytes, bytes_fp32, files``.
 
     Raises
     ------
@@ -133,7 +135,10 @@ class DeployedEncoder:
                 "attention_mask": np.ascontiguousarray(attention_mask, np.int64),
             }
         )
-        return {name: np.array(found[name]) for name in self.outputs}
+        outputs = {name: np.array(found[name]) for name in self.outputs}
+        if not all(output.size for output in outputs.values()):
+            raise FrugalError(f"{ENGINE} {engine_version()} gave an empty output; update it")
+        return outputs
 
     def count_kernels(self) -> dict[str, int]:
         """Count the products with weights by the precision that they are computed in.
@@ -170,12 +175,17 @@ def load_deployed(
     threads
         To compute with; all that the process may use when None.
     precision
-        Of what is not computed with integers, if not the one that it was deployed with.
+        Of what is not computed with integers, if not the one that it was deployed with; fp32
+        where the CPU has no bf16.
 
     Raises
     ------
     InputError
-        OpenVINO is not installed, or the folder cannot be used as it is.
+        OpenVINO is not installed, the folder cannot be used as it is, or not on this CPU.
+
+    Notes
+    -----
+    Says on stderr, once, if the CPU has no bf16, or if products of 8-bit integers may saturate.
     """
     openvino = require_engine()
     folder = Path(folder)
@@ -192,19 +202,58 @@ def load_deployed(
         for output in list(graph.outputs):
             if not output.get_names() & set(wanted):
                 graph.remove_result(output.get_node())
+        precision = precision or card["precision"]
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS[precision or card["precision"]],
-            # Otherwise inputs of unpacked weights are rounded without a word.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(card["dynamic_group"]),
+            # 0: otherwise inputs of unpacked weights are rounded without a word. OpenVINO 2026.4
+            # gives empty outputs where it is to round them without VNNI.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(0 if lacks_vnni() else card["dynamic_group"]),
         }
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
-        compiled = core.compile_model(graph, "CPU", options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        line = next((x for x in reversed(str(error).splitlines()) if x.strip()), repr(error))
-        raise InputError(f"{folder}: cannot be loaded ({line.strip()}); deploy again") from error
+        line = _last_line(error)
+        raise InputError(f"{folder}: cannot be loaded ({line}); deploy again") from error
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    if card["execution"] == "dynamic" and lacks_vnni():
+        say_once(
+            f"{folder}: this CPU has no VNNI, so inputs are not rounded and products computed in "
+            "floating point, which is slower; deploy with --activation-granularity tensor "
+            "--weights 7"
+        )
+    elif card.get("saturates_without_vnni") and lacks_vnni():
+        say_once(
+            f"{folder}: this CPU has no VNNI, so sums of products of 8-bit integers may saturate "
+            "and answers be wrong; deploy with --weights 7, which runs as 8 bits and cannot, or "
+            "with --weights 16 --activations 16"
+        )
+    compiled = _compile(core, graph, options, precision, folder)
     return DeployedEncoder(compiled, card, config, tuple(n for n in OUTPUTS if n in wanted))
+
+
+def _compile(
+    core: Any, graph: Any, options: dict[str, Any], precision: Precision, folder: Path
+) -> Any:
+    """Compile for this CPU: in fp32 if it has no bf16, or if the engine fails with that."""
+    if precision == "bf16":
+        problem = "this CPU has no bf16"
+        if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            try:
+                return core.compile_model(graph, "CPU", options | {_HINT: "bf16"})
+            except RuntimeError as error:
+                problem = f"{ENGINE} cannot run it in bf16 on this CPU ({_last_line(error)})"
+        say_once(f"{folder}: {problem}; computing in fp32")
+    try:
+        return core.compile_model(graph, "CPU", options | {_HINT: "f32"})
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder}: {ENGINE} {engine_version()} cannot run it on this CPU "
+            f"({_last_line(error)}); use the checkpoint that it was made of"
+        ) from error
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
 
 
 def _as_numbers(version: str) -> tuple[int, ...]:

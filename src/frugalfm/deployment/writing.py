@@ -26,6 +26,7 @@ __all__ = ["deploy"]
 
 _GROUPS = (256, 128, 64, 32, 16, 8)
 _UNLIMITED = 2**31
+_SAFE_BITS = 7
 
 
 def deploy(
@@ -36,6 +37,7 @@ def deploy(
     *,
     precision: Precision = "bf16",
     task: Mapping[str, Any] | None = None,
+    graph: Any = None,
 ) -> dict[str, Any]:
     """Write a model as a folder that runs without torch.
 
@@ -55,6 +57,9 @@ def deploy(
         digits); without a scheme, weights are stored as fp16 then. ``fp32`` rounds nothing.
     task
         What the head predicts: ``kind``, ``classes`` and what else is to be known of it.
+    graph
+        What :func:`~frugalfm.deployment.tracing.trace` made of the model, if that was called
+        before; used up.
 
     Returns
     -------
@@ -73,7 +78,8 @@ def deploy(
     folder = Path(folder)
     if (folder / DEPLOYMENT).exists():
         raise InputError(f"{folder}: holds a deployed model already; choose another folder")
-    graph = trace(model)
+    if graph is None:
+        graph = trace(model)
     tables: list[str] = []
     if scheme is not None and execution != "float":
         tables = lower(graph, model, scheme, execution)
@@ -125,6 +131,7 @@ def _describe(
         "precision": precision,
         "execution": execution,
         "scheme": f"{scheme.label} ({scheme.method})" if scheme and rounded else None,
+        "saturates_without_vnni": execution == "static" and _is_wide(scheme),
         "dynamic_group": _choose_group(model, scheme) if scheme and execution == "dynamic" else 0,
         "outputs": list(OUTPUTS),
         "max_tokens": _read_limit(tokenizer),
@@ -143,6 +150,14 @@ def _read_limit(tokenizer: PreTrainedTokenizerBase | Path) -> int | None:
     else:
         found = tokenizer.model_max_length
     return int(found) if found is not None and found < _UNLIMITED else None
+
+
+def _is_wide(scheme: Scheme | None) -> bool:
+    """Whether two products of weights and 8-bit inputs may be more than 16 bits hold.
+
+    Of 7 bits they are not: twice 255 times 63.
+    """
+    return scheme is not None and scheme.weights is not None and scheme.weights.bits > _SAFE_BITS
 
 
 def _choose_group(model: nn.Module, scheme: Scheme) -> int:

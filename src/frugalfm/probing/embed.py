@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, Protocol
 
 import numpy as np
@@ -92,7 +93,10 @@ class Embedder:
         return self.model.hidden_size
 
     def embed(
-        self, sequences: Sequence[np.ndarray], tick: Callable[[int], object] | None = None
+        self,
+        sequences: Sequence[np.ndarray],
+        tick: Callable[[int], object] | None = None,
+        names: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Embed encoded sequences; they and their embeddings are held in memory.
 
@@ -102,26 +106,37 @@ class Embedder:
             uint8 residue ids of each, as from :meth:`Codec.encode`; none empty.
         tick
             Told the residues of every finished batch.
+        names
+            Of the sequences, for messages; otherwise they are counted from 1.
 
         Returns
         -------
         ndarray
             float32, shape ``(sequences, width)``; with pooling ``"token"``
             ``(all residues, width)``, the residues of one sequence after those of another.
+
+        Raises
+        ------
+        InputError
+            An embedding is not finite; names the sequence, the first one of its batch.
         """
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
         per_residue = self.pooling == "token"
-        rows = int(lengths.sum()) if per_residue else len(sequences)
-        result = np.empty((rows, self.width), dtype=np.float32)
+        sizes = lengths if per_residue else np.ones_like(lengths)
+        ends = np.cumsum(sizes)
+        result = np.empty((int(sizes.sum()), self.width), dtype=np.float32)
         for batch in plan_by_length(lengths, limit_batch(self.batch_tokens, self._device)):
             ids, _ = self.codec.collate([sequences[row] for row in batch])
             pooled = self._pool(self.forward(ids), lengths[batch])
-            if per_residue:
-                for row, states in zip(batch, pooled, strict=True):
-                    result[starts[row] : starts[row] + lengths[row]] = states[1 : lengths[row] + 1]
-            else:
-                result[batch] = pooled
+            for row, states in sorted(zip(batch.tolist(), pooled, strict=True), key=itemgetter(0)):
+                own = states[1 : lengths[row] + 1] if per_residue else states
+                if not np.isfinite(own).all():
+                    name = f"sequence {row + 1}" if names is None else repr(names[row])
+                    raise InputError(
+                        f"the embedding of {name} is not finite; try --precision fp32, or check "
+                        "the checkpoint with `frugalfm outliers`"
+                    )
+                result[ends[row] - sizes[row] : ends[row]] = own
             if tick is not None:
                 tick(int(lengths[batch].sum()))
         return result

@@ -70,7 +70,8 @@ def write_embeddings(
             ) as writer,
         ):
             for piece in regroup(pieces, window):
-                column = _as_column(embedder.embed(piece.tokens, tick), piece, token=token)
+                found = embedder.embed(piece.tokens, tick, piece.ids)
+                column = _as_column(found, piece, token=token)
                 writer.write_table(pa.table([pa.array(piece.ids), column], schema=schema))
                 count += len(piece.ids)
     except BaseException:

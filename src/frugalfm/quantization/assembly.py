@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from frugalfm.quantization.groups import InputGroup
 from frugalfm.quantization.minmax import cover_inputs, cover_weights
-from frugalfm.quantization.observers import ObserverName
+from frugalfm.quantization.observers import PERCENTILE, ObserverName
 from frugalfm.quantization.quantizers import Format, Grid, fake_quantize
 from frugalfm.quantization.scheme import Scheme, hash_weight
 from frugalfm.quantization.sites import Site
@@ -43,7 +43,7 @@ class OutputError:
         Format of the weights, which are rounded to nearest; None leaves them.
     transform
         Of the group.
-    observer
+    observer, percentile
         What the weights' ranges are found by.
 
     Attributes
@@ -66,12 +66,13 @@ class OutputError:
         weights: Format | None,
         transform: ChannelTransform | None,
         observer: ObserverName = "minmax",
+        percentile: float = PERCENTILE,
     ) -> None:
         values = _weights(model, group, transform)
         self.inputs = inputs if transform is None else transform.on_input(inputs)
         self._exact = self.inputs @ torch.cat(list(values.values())).T
         if weights is not None:
-            grids = cover_weights(values, weights, observer)
+            grids = cover_weights(values, weights, observer, percentile)
             values = {site: grids[site].round(weight) for site, weight in values.items()}
         self._weight = torch.cat(list(values.values()))
         self._size = self._exact.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
@@ -96,6 +97,7 @@ def cover_groups(
     *,
     observer: ObserverName = "running",
     momentum: float = 0.9,
+    percentile: float = PERCENTILE,
 ) -> dict[InputGroup, Grid]:
     """Find the static grid of each group's (transformed) input; none if they are dynamic.
 
@@ -114,6 +116,7 @@ def cover_groups(
         transforms={group.first: transform for group, transform in (transforms or {}).items()},
         observer=observer,
         momentum=momentum,
+        percentile=percentile,
     )
     return {group: found[group.first] for group in groups}
 
@@ -130,10 +133,11 @@ def assemble(
     weight_grids: dict[str, Grid] | None = None,
     integers: dict[str, Tensor] | None = None,
     weight_observer: ObserverName = "minmax",
+    percentile: float = PERCENTILE,
 ) -> Scheme:
     """Make a scheme of what was found for each group.
 
-    Weights get grids by `weight_observer` where none are given.
+    Weights get grids by `weight_observer` (and `percentile`) where none are given.
 
     Raises
     ------
@@ -145,7 +149,7 @@ def assemble(
         values: dict[str, Tensor] = {}
         for group in groups:
             values |= _weights(model, group, by_group.get(group))
-        weight_grids = cover_weights(values, weights, weight_observer)
+        weight_grids = cover_weights(values, weights, weight_observer, percentile)
     sites = tuple(site for group in groups for site in group.sites)
     return Scheme(
         method=method,

@@ -11,7 +11,7 @@ embeddings.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from frugalfm.errors import InputError
 from frugalfm.quantization.sites import Survey
 from frugalfm.training.data import Batch
 
-__all__ = ["Part", "list_parts", "real_rows", "run_part", "substitute", "watch_inputs"]
+__all__ = ["Part", "list_parts", "real_rows", "run_part", "substitute"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def run_part(model: nn.Module, part: Part, batch: Batch, given: Any = None) -> A
 
 
 def real_rows(values: Any, batch: Batch) -> Tensor:
-    """Flatten what a module takes or gives to ``(rows, features)``, pads left out.
+    """Flatten what a module gives to ``(rows, features)``, pads left out.
 
     Of several outputs the first counts. What has no dimension of tokens (a pooled sequence) has
     no pads either.
@@ -127,22 +127,6 @@ def real_rows(values: Any, batch: Batch) -> Tensor:
     if first.shape[: mask.ndim] == mask.shape and first.ndim > mask.ndim:
         return first[mask]
     return first.flatten(0, -2)
-
-
-@contextlib.contextmanager
-def watch_inputs(
-    model: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """Show a function the input of some linears, pads and all."""
-
-    def make_hook(name: str) -> Callable[..., None]:
-        return lambda _, inputs: see(name, inputs[0])
-
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            module = model.get_submodule(name)
-            stack.callback(module.register_forward_pre_hook(make_hook(name)).remove)
-        yield
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ def extend_scheme(
     *,
     tables: bool = False,
     observer: ObserverName = "running",
+    weight_observer: ObserverName = "minmax",
     momentum: float = 0.9,
     percentile: float = PERCENTILE,
 ) -> Scheme:
@@ -46,12 +47,13 @@ def extend_scheme(
         Of the linears.
     sites
         How far to go; see :func:`~frugalfm.quantization.sites.survey_sites`. Where the scheme
-        leaves activations in floating point there is nothing to add.
+        leaves activations in floating point there is nothing to add; a
+        :class:`~frugalfm.quantization.plan.QuantizationPlan` refuses that.
     tables
         Whether the table of token embeddings is rounded, and with it the weight of a decoder that
         shares it; only if the scheme rounds weights.
-    observer, momentum, percentile
-        What static ranges are found by.
+    observer, weight_observer, momentum, percentile
+        What static ranges are found by, and those of weights.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def extend_scheme(
     survey = survey_sites(model, sites, tables=tables)
     transforms = _inherit(survey, scheme)
     new = [site for site in survey.sites if site.name not in scheme.sites]
-    weight_grids = _cover_weights(model, survey, scheme, observer, percentile, tables=tables)
+    weight_grids = _cover_weights(model, survey, scheme, weight_observer, percentile, tables=tables)
     input_grids: dict[str, Grid] = {}
     if scheme.activations is not None and not scheme.activations.dynamic:
         shared = _inherit_grids(survey, scheme)

@@ -28,14 +28,12 @@ from frugalfm.quantization.assembly import assemble, cover_groups, linear_of
 from frugalfm.quantization.blocks import (
     Part,
     list_parts,
-    real_rows,
     run_part,
     substitute,
-    watch_inputs,
 )
 from frugalfm.quantization.groups import InputGroup, input_groups
 from frugalfm.quantization.minmax import cover_weights
-from frugalfm.quantization.observers import ObserverName
+from frugalfm.quantization.observers import PERCENTILE, ObserverName
 from frugalfm.quantization.quantizers import (
     Grid,
     InputGranularity,
@@ -45,7 +43,8 @@ from frugalfm.quantization.quantizers import (
 )
 from frugalfm.quantization.scheme import Scheme
 from frugalfm.quantization.simulate import SimulatedLinear
-from frugalfm.quantization.sites import Survey, survey_sites
+from frugalfm.quantization.sites import Site, Survey, survey_sites
+from frugalfm.quantization.taps import tap
 from frugalfm.training.data import Batch
 
 __all__ = ["quantize_gptq", "round_columns"]
@@ -65,6 +64,7 @@ def quantize_gptq(
     weight_observer: ObserverName = "minmax",
     activation_observer: ObserverName = "running",
     momentum: float = 0.9,
+    percentile: float = PERCENTILE,
     damping: float = 0.01,
     order: Literal["size", "given"] = "size",
     sequential: bool = True,
@@ -82,7 +82,7 @@ def quantize_gptq(
         activations in floating point; others are rounded as min-max does.
     weight_granularity, activation_granularity, group_size, symmetric_activations
         As of :func:`~frugalfm.quantization.minmax.quantize_minmax`.
-    weight_observer, activation_observer, momentum
+    weight_observer, activation_observer, momentum, percentile
         Likewise.
     damping, order
         As of :func:`round_columns`.
@@ -105,7 +105,7 @@ def quantize_gptq(
     integers: dict[str, Tensor] = {}
     if weight_format:
         values = {s: linear_of(model, s).weight.detach() for group in groups for s in group.sites}
-        grids = cover_weights(values, weight_format, weight_observer)
+        grids = cover_weights(values, weight_format, weight_observer, percentile)
         integers = _round_layers(
             model, batches, survey, grids, sequential=sequential, damping=damping, order=order
         )
@@ -117,7 +117,13 @@ def quantize_gptq(
         activations=input_format,
         weight_grids=grids,
         input_grids=cover_groups(
-            model, batches, groups, input_format, observer=activation_observer, momentum=momentum
+            model,
+            batches,
+            groups,
+            input_format,
+            observer=activation_observer,
+            momentum=momentum,
+            percentile=percentile,
         ),
         integers=integers,
     )
@@ -172,19 +178,19 @@ def _collect(
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """Hessians of the groups of one part, up to a factor, and what the part gave."""
     hessians: dict[str, Tensor] = {}
-    outputs = []
-    running: list[Batch] = []
 
-    def see(name: str, inputs: Tensor) -> None:
-        rows = real_rows(inputs, running[0]).float()
+    def visit(site: Site, inputs: Tensor) -> Tensor:
+        rows = taps.real.select(inputs, site).flatten(0, -2).float()
         if not bool(rows.isfinite().all()):
-            raise InputError(f"the input of {name} is not finite; the checkpoint is unusable")
-        hessians[name] = hessians.get(name, 0) + rows.T @ rows
+            raise InputError(f"the input of {site.name} is not finite; the checkpoint is unusable")
+        hessians[site.name] = hessians.get(site.name, 0) + rows.T @ rows
+        return inputs
 
-    with watch_inputs(model, [group.first for group in groups], see):
-        for batch, given in zip(batches, passed, strict=True):
-            running[:] = [batch]
-            outputs.append(run_part(model, part, batch, given))
+    with tap(model, [Site(group.first, "", None) for group in groups], visit) as taps:
+        outputs = [
+            run_part(model, part, batch, given)
+            for batch, given in zip(batches, passed, strict=True)
+        ]
     return hessians, outputs
 
 

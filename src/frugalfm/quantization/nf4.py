@@ -15,7 +15,7 @@ from torch import nn
 from frugalfm.errors import InputError
 from frugalfm.quantization.assembly import assemble, cover_groups
 from frugalfm.quantization.groups import input_groups
-from frugalfm.quantization.observers import ObserverName
+from frugalfm.quantization.observers import PERCENTILE, ObserverName
 from frugalfm.quantization.quantizers import (
     Format,
     InputGranularity,
@@ -60,6 +60,7 @@ def quantize_nf4(
     symmetric_activations: bool = False,
     activation_observer: ObserverName = "running",
     momentum: float = 0.9,
+    percentile: float = PERCENTILE,
 ) -> Scheme:
     """Find an NF4 scheme.
 
@@ -76,7 +77,7 @@ def quantize_nf4(
         method means it.
     weight_granularity, group_size
         What shares a unit: a weight, an output channel, or so many inputs of one (64).
-    activation_granularity, symmetric_activations, activation_observer, momentum
+    activation_granularity, symmetric_activations, activation_observer, momentum, percentile
         As of :func:`~frugalfm.quantization.minmax.quantize_minmax`.
 
     Raises
@@ -102,6 +103,12 @@ def quantize_nf4(
         weights=weight_format,
         activations=input_format,
         input_grids=cover_groups(
-            model, batches, groups, input_format, observer=activation_observer, momentum=momentum
+            model,
+            batches,
+            groups,
+            input_format,
+            observer=activation_observer,
+            momentum=momentum,
+            percentile=percentile,
         ),
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from frugalfm.errors import InputError
-from frugalfm.quantization.quantizers import Format, Grid, find_range
+from frugalfm.quantization.quantizers import Format, Grid
 
 __all__ = [
     "Histogram",
@@ -25,7 +25,6 @@ __all__ = [
     "ObserverName",
     "Percentile",
     "RunningMinMax",
-    "find_range",
     "find_weight_range",
     "make_observer",
 ]
@@ -115,21 +114,14 @@ def check_observer(name: str) -> None:
 
 
 class MinMax:
-    """The range of everything seen.
+    """The range of everything seen."""
 
-    Parameters
-    ----------
-    per_row
-        One range for each row; every batch must have the same rows.
-    """
-
-    def __init__(self, *, per_row: bool = False) -> None:
-        self._per_row = per_row
+    def __init__(self) -> None:
         self._range: tuple[Tensor, Tensor] | None = None
 
     def observe(self, values: Tensor) -> None:
         """Take in one batch."""
-        low, high = find_range(values.detach(), per_row=self._per_row)
+        low, high = values.detach().aminmax()
         if self._range is not None:
             low, high = low.minimum(self._range[0]), high.maximum(self._range[1])
         self._range = low, high
@@ -154,7 +146,7 @@ class RunningMinMax:
 
     def observe(self, values: Tensor) -> None:
         """Take in one batch."""
-        low, high = find_range(values.detach(), per_row=False)
+        low, high = values.detach().aminmax()
         if self._range is not None:
             past, new = self._momentum, 1 - self._momentum
             low = past * self._range[0] + new * low

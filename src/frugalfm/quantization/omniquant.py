@@ -34,7 +34,6 @@ from frugalfm.quantization.blocks import (
     real_rows,
     run_part,
     substitute,
-    watch_inputs,
 )
 from frugalfm.quantization.groups import InputGroup, input_groups
 from frugalfm.quantization.learned import LearnedClipping, LearnedLinear, LearnedTransform
@@ -48,7 +47,7 @@ from frugalfm.quantization.quantizers import (
 from frugalfm.quantization.scheme import Scheme, hash_weight
 from frugalfm.quantization.simulate import Rounding, SimulatedLinear
 from frugalfm.quantization.sites import Site, survey_sites
-from frugalfm.quantization.taps import RealTokens
+from frugalfm.quantization.taps import RealTokens, tap
 from frugalfm.training.data import Batch
 
 __all__ = ["PartFit", "fit_omniquant", "quantize_omniquant"]
@@ -275,17 +274,20 @@ class _Walk:
     def _observe(self, part: Part, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Find each channel's range in each batch, on quantized inputs: ``(batches, features)``."""
         ends: dict[str, list[Tensor]] = {name: [] for name in names}
-        for batch, given in zip(self.batches, self._rounded, strict=True):
 
-            def see(name: str, x: Tensor, batch: Batch = batch) -> None:
-                found = torch.stack(torch.aminmax(real_rows(x, batch), dim=0))
-                if not found.isfinite().all():
-                    raise InputError(f"the input of {name} is not finite; the checkpoint is "
-                                     "unusable")  # fmt: skip
-                ends[name].append(found)
+        def visit(site: Site, x: Tensor) -> Tensor:
+            rows = self._real.select(x, site).flatten(0, -2)
+            found = torch.stack(torch.aminmax(rows, dim=0))
+            if not found.isfinite().all():
+                raise InputError(
+                    f"the input of {site.name} is not finite; the checkpoint is unusable"
+                )
+            ends[site.name].append(found)
+            return x
 
-            with watch_inputs(self.model, names, see):
-                run_part(self.model, part, batch, given)
+        sites = [Site(name, "", None) for name in names]
+        with tap(self.model, sites, visit, self._real):
+            self._run(part, self._rounded)
         return {name: tuple(torch.stack(found, 1)) for name, found in ends.items()}
 
     def _adopt(self, name: str, linear: LearnedLinear) -> None:

@@ -36,7 +36,7 @@ from frugalfm.progress import progress
 from frugalfm.quantization.assembly import OutputError, assemble
 from frugalfm.quantization.capture import Captured, capture_inputs
 from frugalfm.quantization.groups import InputGroup, find_feeding_norms, input_groups
-from frugalfm.quantization.observers import ObserverName
+from frugalfm.quantization.observers import PERCENTILE, ObserverName
 from frugalfm.quantization.quantizers import (
     Format,
     Grid,
@@ -75,6 +75,7 @@ def quantize_outlier_suppression(
     group_size: int | None = None,
     symmetric_activations: bool = False,
     weight_observer: ObserverName = "minmax",
+    percentile: float = PERCENTILE,
     migrate: Literal["search", "always", "never"] = "search",
     coarse: bool = True,
     fine_steps: int = 20,
@@ -91,7 +92,7 @@ def quantize_outlier_suppression(
         For calibration; at least one. Pads are left out.
     weights, activations
         Widths in bits, 2 to 15; 16 leaves them in floating point, but with gamma migrated.
-    weight_granularity, group_size, symmetric_activations, weight_observer
+    weight_granularity, group_size, symmetric_activations, weight_observer, percentile
         As of :func:`~frugalfm.quantization.minmax.quantize_minmax`.
     activation_granularity
         One static grid for a site; or dynamic ones, and then nothing is clipped.
@@ -137,6 +138,7 @@ def quantize_outlier_suppression(
                 weights=weight_format,
                 transform=transform,
                 observer=weight_observer,
+                percentile=percentile,
             )
             how: Format | Grid | None = input_format
             if input_format and not input_format.dynamic:
@@ -157,6 +159,7 @@ def quantize_outlier_suppression(
         transforms=transforms,
         input_grids=grids,
         weight_observer=weight_observer,
+        percentile=percentile,
     )
 
 

@@ -35,7 +35,6 @@ __all__ = [
     "InputGranularity",
     "WeightGranularity",
     "fake_quantize",
-    "find_range",
     "make_input_format",
     "make_weight_format",
 ]
@@ -93,11 +92,6 @@ class Format:
     def dynamic(self) -> bool:
         """Whether grids are found at run time, each from the values that it then rounds."""
         return self.granularity in {"token", "sequence"}
-
-    @property
-    def per_row(self) -> bool:
-        """Whether every row (of the last dimension) has a grid of its own, or several."""
-        return self.granularity in {"channel", "group", "token"}
 
     @property
     def lowest(self) -> int:
@@ -302,14 +296,6 @@ class Grid:
         if self.format.group_size is None:
             return of_grids
         return of_grids.repeat_interleave(self.format.group_size, -1)
-
-
-def find_range(values: Tensor, *, per_row: bool) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value: of the whole tensor (0-d), or of each row (last size 1)."""
-    if per_row:
-        return values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-    low, high = values.aminmax()
-    return low, high
 
 
 def fake_quantize(values: Tensor, how: Format | Grid | None, pads: Tensor | None = None) -> Tensor:

@@ -138,7 +138,8 @@ def quantize_subject(
             )
         scheme = plan.find_scheme(subject.model, split.calibration)
         found = compare(subject.model, scheme, split.evaluation)
-        return _finish(subject, scheme, found, split.evaluation)
+        some = split.evaluation[:: -(-len(split.evaluation) // _SHOWN)]  # of all lengths
+        return _finish(subject, scheme, found, some)
     pool, rest, source = _read_rows(subject, subject.head, plan, data, task)
     with _naming(source):
         batches = task_batches(
@@ -177,13 +178,16 @@ def _read_rows(
         )
     sequences = _draw(data, subject, plan)
     if task is not None:
-        return encode_unlabelled(sequences, head.kind, subject.codec), None, data
+        encoded = encode_unlabelled(sequences, head.kind, subject.codec, head.max_tokens)
+        return encoded, None, data
     order = np.random.default_rng(plan.seed).permutation(len(sequences))
     half = len(sequences) // 2
     parts = [[sequences[row] for row in rows] for rows in (order[:half], np.sort(order[half:]))]
     if not half:
         raise InputError(f"{data}: holds one sequence; one half calibrates, the other is compared")
-    pool, rest = (encode_unlabelled(part, head.kind, subject.codec) for part in parts)
+    pool, rest = (
+        encode_unlabelled(part, head.kind, subject.codec, head.max_tokens) for part in parts
+    )
     return pool, rest, data
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from frugalfm.quantization.blocks import substitute
 from frugalfm.quantization.quantizers import Format, Grid, fake_quantize
 from frugalfm.quantization.scheme import Scheme
 from frugalfm.quantization.sites import Site
@@ -206,7 +207,7 @@ def simulate(model: nn.Module, scheme: Scheme) -> Iterator[Simulation]:
 
     places = [rounding.site for rounding in roundings.values()]
     every = [*(linear.rounding for linear in linears.values()), *roundings.values()]
-    with _exchanged(model, {**linears, **tables}), tap(model, places, visit, real) as taps:
+    with substitute(model, {**linears, **tables}), tap(model, places, visit, real) as taps:
         yield Simulation(linears, list(tables.values()), every, taps)
 
 
@@ -234,15 +235,3 @@ def _make_table(model: nn.Module, scheme: Scheme, place: Site) -> SimulatedEmbed
     table = model.get_submodule(place.module)
     assert isinstance(table, nn.Embedding)
     return SimulatedEmbedding(table, scheme.quantized_table(place.name, table))
-
-
-@contextlib.contextmanager
-def _exchanged(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[None]:
-    originals = {name: model.get_submodule(name) for name in modules}
-    try:
-        for name, module in modules.items():
-            model.set_submodule(name, module)
-        yield
-    finally:
-        for name, module in originals.items():
-            model.set_submodule(name, module)

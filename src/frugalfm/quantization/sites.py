@@ -263,10 +263,13 @@ class _Surveyor:
         return "gated product" if gated else "hidden activation"
 
     def _find_task_head(self) -> frozenset[str]:
-        """Linears between the layers and an answer that is no token."""
-        outputs = [self.modules[name].out_features for name in self.anatomy.head]
-        config = getattr(self.model, "config", None)
-        predicts_tokens = config is not None and config.vocab_size in outputs
+        """Linears between the layers and an answer that is no token.
+
+        Told by what the model is, not by its sizes: a task can have as many classes as the
+        vocabulary has tokens.
+        """
+        find = getattr(self.model, "get_output_embeddings", None)
+        predicts_tokens = find is not None and find() is not None
         return frozenset() if predicts_tokens else frozenset(self.anatomy.head)
 
     def _find_table(self) -> str:

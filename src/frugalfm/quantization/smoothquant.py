@@ -13,7 +13,7 @@ models too. Linears that read one tensor share its scales; ``max|W_j|`` is then 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from frugalfm.progress import progress
 from frugalfm.quantization.assembly import OutputError, assemble, cover_groups, linear_of
 from frugalfm.quantization.capture import Captured, capture_inputs
 from frugalfm.quantization.groups import InputGroup, input_groups
-from frugalfm.quantization.observers import ObserverName
+from frugalfm.quantization.observers import PERCENTILE, ObserverName
 from frugalfm.quantization.quantizers import (
     Format,
     InputGranularity,
@@ -57,6 +57,7 @@ def quantize_smoothquant(
     weight_observer: ObserverName = "minmax",
     activation_observer: ObserverName = "running",
     momentum: float = 0.9,
+    percentile: float = PERCENTILE,
     alpha: float | Literal["search"] = 0.5,
     tokens: int = 1024,
 ) -> Scheme:
@@ -72,9 +73,10 @@ def quantize_smoothquant(
         Widths in bits, 2 to 15; 16 leaves them in floating point, but smoothed.
     weight_granularity, activation_granularity
         The defaults are the paper's setting.
-    group_size, symmetric_activations, weight_observer, activation_observer, momentum
-        As of :func:`~frugalfm.quantization.minmax.quantize_minmax`; ranges are those of smoothed
-        weights and inputs.
+    group_size, symmetric_activations
+        As of :func:`~frugalfm.quantization.minmax.quantize_minmax`.
+    weight_observer, activation_observer, momentum, percentile
+        Likewise; ranges are those of smoothed weights and inputs.
     alpha
         How much of the difficulty goes to the weights, 0 to 1; or ``search``: in every group, the
         one of :data:`ALPHAS`, or no smoothing, with the least error of the group's outputs.
@@ -99,7 +101,15 @@ def quantize_smoothquant(
     for group in progress(groups, desc="smooth", unit="site"):
         seen = captured[group]
         if alpha == "search":
-            found = _search(model, group, seen, weight_format, input_format, weight_observer)
+            found = _search(
+                model,
+                group,
+                seen,
+                weight_format,
+                input_format,
+                observer=weight_observer,
+                percentile=percentile,
+            )
         else:
             found = _smooth(model, group, seen, alpha)
         if found is not None:
@@ -119,8 +129,10 @@ def quantize_smoothquant(
             transforms,
             observer=activation_observer,
             momentum=momentum,
+            percentile=percentile,
         ),
         weight_observer=weight_observer,
+        percentile=percentile,
     )
 
 
@@ -161,12 +173,12 @@ def _search(
     seen: Captured,
     weights: Format | None,
     activations: Format | None,
-    observer: ObserverName,
+    **observing: Any,
 ) -> ChannelTransform | None:
     candidates = [None, *(_smooth(model, group, seen, alpha) for alpha in ALPHAS)]
     errors = [
         OutputError(
-            model, group, seen.sample, weights=weights, transform=candidate, observer=observer
+            model, group, seen.sample, weights=weights, transform=candidate, **observing
         ).at(activations)
         for candidate in candidates
     ]

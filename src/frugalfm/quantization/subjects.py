@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from frugalfm.artifacts import read_manifest
 from frugalfm.encoders.checkpoints import check_checkpoint, load_encoder
 from frugalfm.encoders.heads import load_head
+from frugalfm.encoders.pieces import DnaBert2ForTokenClassification
 from frugalfm.errors import InputError
 from frugalfm.tasks.kinds import Kind
 from frugalfm.tokens.codec import Codec
@@ -21,7 +22,7 @@ from frugalfm.training.adapters import merge_adapter
 from frugalfm.training.predicting import TaskHead
 from frugalfm.training.tuned import load_tuned
 
-__all__ = ["Subject", "check_subject", "load_subject"]
+__all__ = ["Subject", "check_subject", "is_tuned", "load_subject"]
 
 _PROBLEMS: dict[str, Kind] = {
     "single_label_classification": "classification",
@@ -50,18 +51,23 @@ class Subject:
     head: TaskHead | None
 
 
-def check_subject(folder: Path) -> bool:
-    """Refuse what :func:`load_subject` would, without reading weights; say if it is tuned.
+def check_subject(folder: Path) -> TaskHead | None:
+    """Refuse what :func:`load_subject` would, without reading weights.
+
+    Returns
+    -------
+    TaskHead or None
+        What the model predicts; None of a masked-language model.
 
     Raises
     ------
     InputError
-        No checkpoint, and no tuned model.
+        No checkpoint, and no tuned model; or a head for several numbers.
     """
-    if _was_tuned(folder):
-        return True
+    if is_tuned(folder):
+        return TaskHead.from_summary(read_manifest(folder, "tuned")["summary"])
     check_checkpoint(folder)
-    return _find_head(folder) is not None
+    return _find_head(folder)
 
 
 def load_subject(
@@ -84,24 +90,30 @@ def load_subject(
     InputError
         No such model, a damaged one, or an adapter whose checkpoint is gone.
     """
-    if _was_tuned(folder):
-        head = TaskHead.from_summary(read_manifest(folder, "tuned")["summary"])
+    head = check_subject(folder)
+    if is_tuned(folder):
         model, tokenizer = load_tuned(folder, base=base, device=device)
         if hasattr(model, "peft_config"):
             model = merge_adapter(model)
         return Subject(model.eval(), tokenizer, Codec.from_tokenizer(tokenizer), head)
-    found = _find_head(folder)
-    if found is None:
+    if head is None:
         model, tokenizer = load_encoder(folder, device=device)
     else:
         model = load_head(folder).to(device)  # type: ignore[arg-type]
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    return Subject(model, tokenizer, Codec.from_tokenizer(tokenizer), found)
+    codec = Codec.from_tokenizer(tokenizer)
+    if head is not None and head.kind == "token" and not _labels_residues(model, codec):
+        raise InputError(
+            f"{folder}: labels tokens that hold several residues each, so that no residue has a "
+            "label of its own; `frugalfm tune` makes a model that labels residues"
+        )
+    return Subject(model, tokenizer, codec, head)
 
 
-def _was_tuned(folder: Path) -> bool:
+def is_tuned(folder: Path) -> bool:
+    """Whether ``frugalfm tune`` made it, whole or damaged since."""
     path = Path(folder) / "manifest.json"
     try:
         return bool(json.loads(path.read_text())["kind"] == "tuned")
@@ -115,11 +127,25 @@ def _find_head(folder: Path) -> TaskHead | None:
         config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
     except ValueError as error:
         raise InputError(f"{folder}: config.json is damaged ({error})") from None
-    classes = tuple(config.get("id2label", {}).values())
+    # transformers writes no names where there are two classes without any; keys are strings.
+    names: dict[str, str] = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    classes = tuple(names[key] for key in sorted(names, key=int))
     for name in config.get("architectures") or ():
         if "TokenClassification" in name:
             return TaskHead("token", classes)
         if "SequenceClassification" in name:
-            kind = _PROBLEMS.get(config.get("problem_type") or "", "classification")
+            # What transformers takes it for where nothing is said.
+            alone: Kind = "regression" if len(classes) == 1 else "classification"
+            kind = _PROBLEMS.get(config.get("problem_type") or "", alone)
+            if kind == "regression" and len(classes) > 1:
+                raise InputError(
+                    f"{folder}: predicts {len(classes)} numbers of each sequence; heads for one "
+                    "number are supported"
+                )
             return TaskHead(kind, () if kind == "regression" else classes)
     return None
+
+
+def _labels_residues(model: nn.Module, codec: Codec) -> bool:
+    """Whether the labels that a model gives to tokens are those of residues."""
+    return codec.per_residue or isinstance(model, DnaBert2ForTokenClassification)

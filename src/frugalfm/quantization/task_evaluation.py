@@ -21,6 +21,7 @@ from frugalfm.tasks.kinds import HEADLINE, NUMBERS, Kind, is_map
 from frugalfm.tasks.metrics import to_json
 from frugalfm.tasks.results import score_split
 from frugalfm.tasks.splits import Split
+from frugalfm.tokens.batches import SPECIALS
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.data import Batch
 from frugalfm.training.labelled import TuningData, piece_sizes
@@ -200,8 +201,20 @@ def compare_decisions(
     return Agreement(**found, saturation=saturation)
 
 
-def encode_unlabelled(sequences: Sequence[np.ndarray], kind: Kind, codec: Codec) -> TuningData:
+def encode_unlabelled(
+    sequences: Sequence[np.ndarray], kind: Kind, codec: Codec, max_tokens: int | None = None
+) -> TuningData:
     """Let a model with a head read sequences that nothing is known of.
+
+    Parameters
+    ----------
+    sequences
+        Encoded, without special tokens.
+    kind, codec
+        Of the model.
+    max_tokens
+        As of :meth:`~frugalfm.training.labelled.TuningData.encode`: what is longer is cut, but for
+        labels of residues.
 
     Raises
     ------
@@ -216,7 +229,9 @@ def encode_unlabelled(sequences: Sequence[np.ndarray], kind: Kind, codec: Codec)
         known = None if pieces is None else np.array(pieces)
         sizes = [len(s) if known is None else int(known[s].sum()) for s in sequences]
     targets = [np.zeros(size, np.int64) for size in sizes]
-    return TuningData(list(sequences), targets, kind, codec)
+    limit = None if max_tokens is None or kind == "token" else max_tokens - SPECIALS
+    cropped = 0 if limit is None else sum(len(sequence) > limit for sequence in sequences)
+    return TuningData([sequence[:limit] for sequence in sequences], targets, kind, codec, cropped)
 
 
 def task_batches(

@@ -124,7 +124,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class DeployedPredictor:
-    """A deployed model, which needs no torch."""
+    """A deployed model; it computes without torch, which this module imports all the same."""
 
     engine: Engine
 

@@ -45,7 +45,8 @@ def predict(
     Parameters
     ----------
     checkpoint
-        What ``frugalfm tune`` made (whole, adapter or merged), or what was deployed of it.
+        What ``frugalfm tune`` made (whole, adapter or merged), a Hugging Face folder of a model
+        that classifies sequences or residues (or gives a number), or what was deployed of either.
     sequences
         FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards. For pairs of sequences a
         table with the columns ``sequence_a`` and ``sequence_b``, and ``id`` if they have names.
@@ -141,8 +142,8 @@ def _describe(out: Path, run: PredictionRun, seconds: float) -> str:
 
 def _read_head(checkpoint: Path) -> tuple[TaskHead, Literal["fp32", "bf16"]]:
     """Tell what a checkpoint predicts and in which precision, before anything heavy is loaded."""
-    from frugalfm.artifacts import MANIFEST, read_manifest
     from frugalfm.deployment.runtime import is_deployed, read_card
+    from frugalfm.quantization.subjects import check_subject
     from frugalfm.training.predicting import TaskHead
 
     remedy = (
@@ -153,11 +154,22 @@ def _read_head(checkpoint: Path) -> tuple[TaskHead, Literal["fp32", "bf16"]]:
         card = read_card(checkpoint)
         if card["task"] is None:
             raise InputError(f"{remedy}; then deploy the tuned model")
-        return TaskHead.from_task(card["task"]), card["precision"]
-    known = (checkpoint / MANIFEST).is_file()
-    if checkpoint.is_dir() and not (known and read_manifest(checkpoint)["kind"] == "tuned"):
+        return _check_names(checkpoint, TaskHead.from_task(card["task"])), card["precision"]
+    head = check_subject(checkpoint)
+    if head is None:
         raise InputError(remedy)
-    return TaskHead.from_summary(read_manifest(checkpoint, "tuned")["summary"]), "fp32"
+    return _check_names(checkpoint, head), "fp32"
+
+
+def _check_names(checkpoint: Path, head: TaskHead) -> TaskHead:
+    """Refuse names of residues' classes that a string of one character a residue cannot hold."""
+    long = [name for name in head.classes if len(name) != 1]
+    if head.kind == "token" and long:
+        raise InputError(
+            f"{checkpoint}: labels residues as {long[0]!r}, and predictions are a character a "
+            "residue; name the classes so, under id2label in its config.json (and then deploy)"
+        )
+    return head
 
 
 def _check_device(checkpoint: Path, device: str) -> str:
@@ -182,6 +194,7 @@ def _load_runner(
 
     from frugalfm.deployment.runtime import is_deployed, load_deployed
     from frugalfm.encoders.devices import limit_batch
+    from frugalfm.quantization.subjects import is_tuned, load_subject
     from frugalfm.tokens.codec import Codec
     from frugalfm.training.predicting import (
         DeployedPredictor,
@@ -199,7 +212,11 @@ def _load_runner(
             checkpoint, trust_remote_code=False, local_files_only=True
         )
     else:
-        model, tokenizer = load_tuned(checkpoint, base=base, device=place)
+        if is_tuned(checkpoint):
+            model, tokenizer = load_tuned(checkpoint, base=base, device=place)
+        else:
+            found = load_subject(checkpoint, device=place)
+            model, tokenizer = found.model, found.tokenizer
         predictor = TorchPredictor(model.eval(), precision or "fp32")
     codec = Codec.from_tokenizer(tokenizer)
     return TaskRunner(predictor, head, codec, limit_batch(batch_tokens, place))

@@ -9,6 +9,8 @@ from frugalfm.errors import InputError
 from frugalfm.verbs import with_paths
 
 if TYPE_CHECKING:
+    import torch
+
     from frugalfm.quantization.plan import QuantizationPlan
     from frugalfm.quantization.running import Quantized
     from frugalfm.quantization.sites import Site
@@ -116,10 +118,14 @@ def quantize(
         Of omniquant; 10 by default.
     deploy
         Write a folder that holds real low-bit weights and runs on a CPU (OpenVINO), for
-        ``frugalfm embed`` and ``frugalfm predict``, instead of the scheme alone.
+        ``frugalfm embed`` and ``frugalfm predict``, instead of the scheme alone. Sums of products
+        of 8-bit integers may saturate, and answers be wrong, on x86 CPUs without VNNI (Intel's
+        until about 2019, AMD's before Zen 4); for those give --weights 7, which runs as 8 bits
+        and cannot, or --weights 16 --activations 16.
     precision
-        Of a deployed model, what is not computed with integers: bf16 is faster, fp32 more exact.
-        With --weights 16 --activations 16 the whole model; bf16 also halves its size.
+        Of a deployed model, what is not computed with integers: bf16 is faster, fp32 more exact,
+        and what a CPU without bf16 computes with anyway. With --weights 16 --activations 16 the
+        whole model; bf16 also halves its size.
     calibration_batches
         Batches that the ranges of activations are found with.
     limit
@@ -146,29 +152,32 @@ def quantize(
         A checkpoint, data or option that cannot be used; too few sequences, or of another
         alphabet than the model's; weights or activations that are not finite.
     """
-    from dataclasses import replace
-
     from frugalfm.artifacts import open_stage
     from frugalfm.deployment.support import check_options, fit_options
+    from frugalfm.deployment.tracing import trace
     from frugalfm.encoders.devices import choose_device
+    from frugalfm.quantization.methods import METHODS
     from frugalfm.quantization.plan import QuantizationPlan
-    from frugalfm.quantization.subjects import check_subject
+    from frugalfm.quantization.subjects import check_subject, load_subject
 
+    options: dict[str, Any] = {
+        "weights": weights,
+        "activations": activations,
+        "weight_granularity": weight_granularity,
+        "activation_granularity": activation_granularity,
+        "group_size": group_size,
+        "symmetric_activations": symmetric_activations,
+        "weight_observer": weight_observer,
+        "activation_observer": activation_observer,
+        "percentile": percentile,
+        "alpha": alpha,
+        "epochs": epochs,
+    }
+    if deploy and method in METHODS:
+        options = fit_options(method, options)
     plan = QuantizationPlan(
         method=method,
-        options={
-            "weights": weights,
-            "activations": activations,
-            "weight_granularity": weight_granularity,
-            "activation_granularity": activation_granularity,
-            "group_size": group_size,
-            "symmetric_activations": symmetric_activations,
-            "weight_observer": weight_observer,
-            "activation_observer": activation_observer,
-            "percentile": percentile,
-            "alpha": alpha,
-            "epochs": epochs,
-        },
+        options=options,
         sites=sites,
         tables=tables,
         calibration_batches=calibration_batches,
@@ -177,9 +186,8 @@ def quantize(
         seed=seed,
     )
     if deploy:
-        plan = replace(plan, options=fit_options(plan.method, plan.options))
         check_options(plan.method, plan.settings, plan.sites)
-    tuned = check_subject(checkpoint)
+    tuned = check_subject(checkpoint) is not None
     _check_inputs(tuned, data, task)
     where = choose_device(device)
     inputs = {"checkpoint": checkpoint, "data": data, **_list_splits(task)}
@@ -188,9 +196,13 @@ def quantize(
     with open_stage(out, "quantization", config, given, overwrite=overwrite) as stage:
         if stage.done:
             print(f"{out}: already quantized; {_summarise(stage.summary)}")
+            _repeat(stage.out)
             return stage.out
-        subject, result = _work(plan, checkpoint, base, data, task, str(where))
-        deployed = _deploy(subject, result, stage.work, precision) if deploy else None
+        subject = load_subject(checkpoint, base=base, device="cpu" if deploy else where)
+        # What the engine cannot convert is to fail here, not after the long work.
+        graph = trace(subject.model) if deploy else None
+        result = _work(subject, plan, data, task, where)
+        deployed = _deploy(subject, graph, result, stage.work, precision) if deploy else None
         content = _write(result, stage.work, deployed)
         del content["quantized"], content["not_quantized"]
         worst = max([0.0, *content.pop("saturation").values()])
@@ -220,36 +232,44 @@ def _list_splits(task: Path | None) -> dict[str, Path]:
 
 
 def _work(
+    subject: Subject,
     plan: QuantizationPlan,
-    checkpoint: Path,
-    base: Path | None,
     data: Path | None,
     task: Path | None,
-    device: str,
-) -> tuple[Subject, Quantized]:
-    from frugalfm.quantization.running import quantize_subject, read_own_task
-    from frugalfm.quantization.subjects import load_subject
+    device: torch.device,
+) -> Quantized:
+    import copy
+    from dataclasses import replace
 
-    subject = load_subject(checkpoint, base=base, device=device)
+    from frugalfm.quantization.running import quantize_subject, read_own_task
+
     labelled = None if task is None else read_own_task(task, subject)
-    return subject, quantize_subject(subject, plan, data=data, task=labelled)
+    if next(subject.model.parameters()).device.type != device.type:
+        # A copy: the engine's graph reads the weights where they are.
+        subject = replace(subject, model=copy.deepcopy(subject.model).to(device))
+    return quantize_subject(subject, plan, data=data, task=labelled)
 
 
 def _deploy(
-    subject: Subject, result: Quantized, folder: Path, precision: Literal["fp32", "bf16"]
+    subject: Subject,
+    graph: Any,
+    result: Quantized,
+    folder: Path,
+    precision: Literal["fp32", "bf16"],
 ) -> dict[str, Any]:
     from frugalfm.deployment import deploy_scheme
     from frugalfm.deployment.runtime import DEPLOYMENT
 
     (folder / DEPLOYMENT).unlink(missing_ok=True)  # of a call that was killed
     return deploy_scheme(
-        subject.model.cpu(),
+        subject.model,
         subject.tokenizer,
         result.scheme,
         folder,
         result.batches,
         precision=precision,
         task=None if subject.head is None else subject.head.describe(),
+        graph=graph,
     )
 
 
@@ -289,10 +309,26 @@ def _show(result: Quantized) -> None:
         for name in abbreviate(names):
             print(f"    {name}")
     print(_summarise(found.to_dict() | {"measured": result.measured}))
-    if found.saturating:
-        site, share = next(iter(found.saturating.items()))
+    _warn(found.saturating)
+
+
+def _repeat(folder: Path) -> None:
+    """Say again of a finished artifact what its summary line does not."""
+    import json
+
+    from frugalfm.quantization.evaluation import find_saturating
+
+    content = json.loads((folder / "quantization.json").read_text())
+    _warn(find_saturating(content["saturation"]))
+    if "deployed" in content:
+        print(_describe_deployed(content["deployed"]))
+
+
+def _warn(saturating: dict[str, float]) -> None:
+    if saturating:
+        site, share = next(iter(saturating.items()))
         print(
-            f"warning: {len(found.saturating)} site(s) saturate on the evaluation data, worst "
+            f"warning: {len(saturating)} site(s) saturate on the evaluation data, worst "
             f"{site} with {share:.1%} of its inputs clipped; calibrate on more or other data"
         )
 
