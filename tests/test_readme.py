@@ -24,7 +24,11 @@ def shrink(words):
 
 
 def test_quickstart_runs(tmp_path, monkeypatch):
-    assert COMMANDS in (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
+    section = text.partition("## Your own data")[2].partition("\n## ")[0]
+    assert COMMANDS in section
+    commands = re.findall("^frugalfm .*$", section, re.MULTILINE)
+    assert len(commands) > len(COMMANDS.splitlines())
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     draw = lambda n: "".join(random.choice(list("ACGU"), n))  # noqa: E731
@@ -34,12 +38,13 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     for split in ("train", "dev", "test"):
         rows = [f"{draw(30)},{'ab'[i % 2]}\n" for i in range(60)]
         Path(f"my-task/{split}.csv").write_text("sequence,label\n" + "".join(rows))
-    for line in COMMANDS.splitlines():
+    for line in commands:
         program, *words = shlex.split(line)
         assert program == "frugalfm"
         assert main(shrink(words)) == 0, line
-    for name in ("coreset", "model", "evaluation", "outliers", "quantized"):
+    for name in ("coreset", "model", "evaluation", "outliers", "quantized", "laptop"):
         assert (tmp_path / name / "manifest.json").is_file()
+    assert (tmp_path / "predictions.parquet").is_file()
 
 
 def test_every_make_target_the_readme_names_exists():
