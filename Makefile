@@ -25,7 +25,7 @@ demo: install
 
 ## install what is missing and pass the tests
 test: $(VENV)/tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 ## ruff and mypy
 lint: $(VENV)/tested

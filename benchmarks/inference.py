@@ -57,10 +57,6 @@ def take_turn(name: str, task: str, options: argparse.Namespace) -> dict[str, An
         if contender.make is not None:
             contender.make(work)
         return {"made": True}
-    if "torch" in name or "torchao" in name:
-        import torch
-
-        torch.set_num_threads(count_threads())
     run = contender.load(work)
     ids, mask, expected = np.load(work / "held-out.npz").values()
     real = mask.astype(bool)

@@ -8,10 +8,11 @@ from hypothesis import settings
 settings.register_profile("frugalfm", derandomize=True, deadline=None)
 settings.load_profile("frugalfm")
 
-# Models in tests are tiny, and threads that wait for each other cost more than they bring.
-torch.set_num_threads(1)
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Models in tests are tiny, and threads that wait for each other cost more than they bring.
+    # Said before every test: sums differ with the number of threads, so one test that changes it
+    # would spoil those that compare with another process to the last bit.
+    torch.set_num_threads(1)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
