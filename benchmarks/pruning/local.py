@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pruning.losses import measure_losses
+
 from frugalfm.artifacts import open_stage
 from frugalfm.errors import InputError
 
-__all__ = ["describe_model", "draw_pool", "make_untrained"]
+__all__ = ["describe_model", "draw_pool", "make_untrained", "measure_losses"]
 
 
 def draw_pool(

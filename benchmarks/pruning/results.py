@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from benchmarks.pruning.intervals import Interval, Sample, compare, summarise
+from benchmarks.pruning.losses import collect_losses
 from benchmarks.pruning.measuring import measure
 from benchmarks.pruning.recipe import Arm, Recipe
 from benchmarks.pruning.running import Journal
@@ -52,6 +53,7 @@ def collect(recipe: Recipe, folder: Path, data: Path, steps: Sequence[Step]) -> 
         "tasks": {task.name: task.metric for task in recipe.tasks},
         "values": _values(samples),
         "differences": _differences(recipe, samples),
+        "losses": collect_losses(recipe, folder, seeds),
         "runs": _list_runs(samples, seeds),
         "seconds": _sum_seconds(journal, steps),
         "versions": read_manifest(folder / "pool")["versions"],
@@ -247,6 +249,7 @@ def _put_into_words(content: dict[str, Any], met: list[str], coresets: dict[str,
             f"{len(found['worse'])}; within {goal['within']:.0%} of {goal['full']} on "
             f"{len(found['close'])}."
         )
+    words += _judge_losses(content)
     learned = [d for d in content["differences"]
                if d["arm"] == goal["full"] and d["rival"] == "untrained"]  # fmt: skip
     if learned:
@@ -257,6 +260,22 @@ def _put_into_words(content: dict[str, Any], met: list[str], coresets: dict[str,
         )
     if len(content["seeds"]) < 3:
         words.append(f"Only {len(content['seeds'])} seed(s): too few for a conclusion.")
+    return words
+
+
+def _judge_losses(content: dict[str, Any]) -> list[str]:
+    """Which coresets pretrain as well as the rival, by the loss on sequences held out."""
+    losses, rival = content.get("losses"), content["goal"]["against"]
+    coresets = {arm["name"] for arm in content["arms"] if not arm["bound"]}
+    words = []
+    for mean in dict.fromkeys(entry["mean"] for entry in losses["values"]) if losses else ():
+        own = [d for d in losses["differences"] if d["mean"] == mean and d["arm"] in coresets]
+        lower = [d["arm"] for d in own if d["high"] < 0]
+        higher = [d["arm"] for d in own if d["low"] > 0]
+        words.append(
+            f"Held-out masked loss, mean over {mean}: lower than {rival}'s by the paired test for "
+            f"{', '.join(lower) or 'none'}; higher for {', '.join(higher) or 'none'}."
+        )
     return words
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pruning.losses import loss_folder
 from benchmarks.pruning.recipe import Arm, Recipe, Task
 
 from frugalfm.errors import InputError
@@ -96,6 +97,9 @@ def _runs(recipe: Recipe, data: Path, seed: int) -> Iterator[Step]:
         else:
             yield _select(arm, seed)
             yield _pretrain(recipe, name, f"coresets/{name}", seed)
+        needs = (model, "validation")
+        where = loss_folder(arm, seed)
+        yield Step("measure_losses", where, needs, (model,), {"data": "validation"})
         for task in recipe.tasks:
             yield from _evaluate(arm, seed, task, model, data)
 
