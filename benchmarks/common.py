@@ -1,14 +1,15 @@
-"""What the benchmarks of several recipes share: time limits, intervals, dots and pages."""
+"""What benchmarks share: options, time limits, recipes, intervals, tables, dots and pages."""
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import math
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from frugalfm.artifacts import write_json
-from frugalfm.errors import InputError
+from frugalfm.errors import FrugalError, InputError
 
 __all__ = [
     "UNFINISHED",
@@ -28,11 +29,16 @@ __all__ = [
     "compare_ratio",
     "draw_dots",
     "exclusively",
+    "guard",
     "keep_settings",
     "limit_time",
+    "make_parser",
     "read_toml",
+    "remember",
     "show_mean",
     "summarise",
+    "tabulate",
+    "write_files",
 ]
 
 UNFINISHED = 3
@@ -43,6 +49,39 @@ Content = dict[str, Any]
 
 class OutOfTime(BaseException):
     """The time given is over; the verbs have kept what they had."""
+
+
+def make_parser(benchmark: str, doc: str | None, data: str) -> argparse.ArgumentParser:
+    """Make the command line of a benchmark of recipes.
+
+    Parameters
+    ----------
+    benchmark, doc
+        Its folder, and what it says of itself.
+    data
+        What ``--data`` is.
+    """
+    summary = (doc or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog=f"benchmarks.{benchmark}", description=summary)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help=data)
+    parser.add_argument("--out", type=Path, required=True, help="for all artifacts and results")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--stop-after-minutes", type=float)
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change the recipe")
+    return parser
+
+
+def guard(work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Do the work of a command line; bad input and the end of the time become exit statuses."""
+    try:
+        return work(options)
+    except OutOfTime:
+        print("out of time; the same command continues", file=sys.stderr)
+        return UNFINISHED
+    except FrugalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 @contextmanager
@@ -78,18 +117,21 @@ def read_toml(path: Path, changes: Sequence[str] | None = None) -> Content:
 
     Raises
     ------
-    OSError, ValueError, KeyError, TypeError
-        No such file, or no such table.
+    OSError, ValueError
+        No such file, or no TOML.
     """
     content = tomllib.loads(path.read_text())
     for change in changes or []:
-        key, _, value = change.partition("=")
-        *tables, last = key.strip().split(".")
-        place = content
-        for table in tables:
-            place = place[table]
-        place[last] = tomllib.loads(f"value = {value}")["value"]
+        _merge(content, tomllib.loads(change))
     return content
+
+
+def _merge(content: Content, change: Content) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            _merge(content[key], value)
+        else:
+            content[key] = value
 
 
 def summarise(values: Sequence[float]) -> dict[str, float | None]:
@@ -136,6 +178,22 @@ def show_mean(found: dict[str, Any] | None, form: str) -> str:
     if found["low"] is None:
         return text
     return f"{text} ± {format(found['high'] - found['mean'], form.lstrip('+'))}"
+
+
+def tabulate(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
+
+
+def write_files(content: Content, rows: Sequence[Content], stem: Path) -> None:
+    """Write all of a content to ``STEM.json``, and some rows of it to ``STEM.parquet``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_json(stem.with_name(f"{stem.name}.json"), content)
+    pq.write_table(pa.Table.from_pylist(list(rows)), stem.with_name(f"{stem.name}.parquet"))
 
 
 @dataclass(frozen=True)
@@ -215,11 +273,12 @@ class Page:
         page.write_text("\n\n".join(parts) + "\n")
         return page
 
-    def run(self, words: Sequence[str]) -> int:
+    def run(self, words: Sequence[str] | None = None) -> int:
         """Do as the command line says: ``FOLDER NAME=RESULTS ...``; returns the exit status.
 
         RESULTS is a ``results.json`` or the folder that holds one.
         """
+        words = sys.argv[1:] if words is None else words
         if len(words) < 2 or not all("=" in word for word in words[1:]):
             usage = f"usage: python -m benchmarks.{self.stem}.page FOLDER NAME=RESULTS ..."
             print(usage, file=sys.stderr)
@@ -234,6 +293,19 @@ class Page:
                 raise InputError(f"{path}: no results; finish the run first ({error})") from None
         print(f"{self.save(contents, Path(words[0]))}: written")
         return 0
+
+
+def remember(path: Path, key: Content, find: Callable[[], Content]) -> Content:
+    """Give what was found before for the same key, or find it and keep it in a file."""
+    key = json.loads(json.dumps(key))
+    if path.is_file():
+        kept: Content = json.loads(path.read_text())
+        if kept.pop("key") == key:
+            return kept
+    found = find()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found | {"key": key})
+    return found
 
 
 def keep_settings(out: Path, settings: dict[str, Any]) -> None:

@@ -6,16 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
-from benchmarks.common import exclusively, keep_settings
+from benchmarks.common import exclusively, keep_settings, read_toml
 
 import frugalfm
 from frugalfm.artifacts import fingerprint
 from frugalfm.attention import NAMES
 from frugalfm.errors import InputError
 
-__all__ = ["Arm", "Course", "check_arms", "name_folder", "prepare_course", "train_arm"]
+__all__ = ["Arm", "Course", "name_folder", "prepare_course", "train_arm"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,16 @@ class Arm:
         return "-".join(part for part in kept.split("-") if part)
 
 
-class Course(Protocol):
+@dataclass(frozen=True)
+class Course:
     """The part of a recipe that says how models are trained.
 
     Attributes
     ----------
+    title
+        Of the table.
+    seeds
+        One model of every arm for each.
     pool
         ``sequences`` to train on, ``validation`` sequences, ``window`` in nucleotides.
     model
@@ -69,36 +74,60 @@ class Course(Protocol):
         Those that are converted come before what converts them.
     """
 
-    @property
-    def pool(self) -> dict[str, int]: ...
+    title: str
+    seeds: tuple[int, ...]
+    pool: dict[str, int]
+    model: dict[str, Any]
+    train: dict[str, Any]
+    convert: dict[str, Any]
+    arms: tuple[Arm, ...]
 
-    @property
-    def model(self) -> dict[str, Any]: ...
+    @classmethod
+    def load(cls, path: Path, changes: Sequence[str] | None = None) -> Self:
+        """Read a recipe.
 
-    @property
-    def train(self) -> dict[str, Any]: ...
+        Parameters
+        ----------
+        path
+            A TOML file.
+        changes
+            ``table.key=value`` or ``key=value``, the value in TOML.
 
-    @property
-    def convert(self) -> dict[str, Any]: ...
+        Raises
+        ------
+        InputError
+            A recipe that cannot be run.
+        """
+        try:
+            recipe = cls(**cls.read(read_toml(path, changes)))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: is no recipe of this benchmark ({error})") from None
+        try:
+            recipe.check()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        return recipe
 
-    @property
-    def arms(self) -> tuple[Arm, ...]: ...
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Turn what a TOML file says into fields."""
+        arms = tuple(Arm(**arm) for arm in content.pop("arm"))
+        return content | {"arms": arms, "seeds": tuple(content["seeds"])}
 
-
-def check_arms(path: Path, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
-    """Refuse arms that cannot be run one after the other."""
-    known: dict[str, Arm] = {}
-    for arm in arms:
-        if arm.name in known:
-            raise InputError(f"{path}: two arms are called {arm.name!r}")
-        if arm.attention not in NAMES:
-            raise InputError(f"{path}: arm {arm.name!r} has an unknown attention {arm.attention!r}")
-        for other in (arm.against, arm.converts):
-            if other is not None and other not in known:
-                raise InputError(f"{path}: arm {arm.name!r} needs {other!r} before it")
-        known[arm.name] = arm
-    if not arms or not seeds:
-        raise InputError(f"{path}: has no arms or no seeds")
+    def check(self) -> None:
+        """Refuse arms that cannot be run one after the other."""
+        known: set[str] = set()
+        for arm in self.arms:
+            if arm.name in known:
+                raise InputError(f"two arms are called {arm.name!r}")
+            if arm.attention not in NAMES:
+                raise InputError(f"arm {arm.name!r} has an unknown attention {arm.attention!r}")
+            for other in (arm.against, arm.converts):
+                if other is not None and other not in known:
+                    raise InputError(f"arm {arm.name!r} needs {other!r} before it")
+            known.add(arm.name)
+        if not self.arms or not self.seeds:
+            raise InputError("has no arms or no seeds")
 
 
 def prepare_course(

@@ -1,13 +1,14 @@
 """What `frugalfm estimate` predicts, beside what then happens on the same machine.
 
-    OMP_NUM_THREADS=1 python benchmarks/estimate.py --model rna-fm-nano --sequences 4000 --steps 200
-    python benchmarks/estimate.py pool.fasta.gz --model rna-fm-small --device cuda --precision bf16
+    OMP_NUM_THREADS=1 python -m benchmarks.estimate --model rna-fm-nano --sequences 4000 --steps 200
+    python -m benchmarks.estimate pool.fasta.gz --model rna-fm-small --device cuda --precision bf16
 
 The plan is small: score the pool, select a coreset, pretrain on it and on the full pool for equal
 steps. The estimate is made first; then every stage runs in a process of its own, whose seconds
 (without its start and imports), peak of memory and bytes on disk are measured. The goal is that
 each second and byte predicted is within 25 % of the one measured; less than three seconds, or than
-a megabyte on disk, is shown and not judged. Nothing else should run on the machine.
+a megabyte on disk, is shown and not judged. Nothing else should run on the machine. `python -m
+benchmarks.pages estimate` makes a page of what is written to --json.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from typing import Any
 from zlib import crc32
 
 import dnaio
+from benchmarks.pages import describe_estimate
 
 import frugalfm
 from frugalfm.encoders import create_encoder, save_encoder
 
-GOAL = 0.25
 LEAST = {"seconds": 3.0, "memory": 0.0, "device_memory": 0.0, "disk": 1e6}
 """What is below is not judged: it is what a report or a figure costs, whatever the pool."""
 
@@ -162,25 +163,11 @@ def main() -> None:
         for before, after in zip(predicted, measured, strict=True)
         for row in compare(before, after, before["stage"])
     ]
-    report(rows, probe["seconds"])
+    options = {key: str(value) for key, value in vars(arguments).items()}
+    found = {"options": options, "probe_seconds": probe["seconds"], "rows": rows}
     if arguments.json:
-        options = {key: str(value) for key, value in vars(arguments).items()}
-        found = {"options": options, "probe_seconds": probe["seconds"], "rows": rows}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def report(rows: list[dict[str, Any]], probe: float) -> None:
-    print(f"\n{'stage':42s}{'what':15s}{'predicted':>15s}{'measured':>15s}{'ratio':>8s}")
-    for row in rows:
-        inside = 1 - GOAL <= row["ratio"] <= 1 + GOAL
-        verdict = "" if inside else "  outside" if row["judged"] else "  (not judged)"
-        print(
-            f"{row['stage']:42s}{row['what']:15s}{row['predicted']:>15,.1f}"
-            f"{row['measured']:>15,.1f}{row['ratio']:>8.2f}{verdict}"
-        )
-    judged = [row for row in rows if row["judged"]]
-    good = sum(1 - GOAL <= row["ratio"] <= 1 + GOAL for row in judged)
-    print(f"\n{good} of {len(judged)} within {GOAL:.0%}; the probe took {probe:.0f} s")
+    print(describe_estimate(found))
 
 
 if __name__ == "__main__":

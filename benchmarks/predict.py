@@ -36,7 +36,7 @@ from frugalfm.training.prediction_file import make_file, open_parts
 from frugalfm.training.prediction_input import Survey, stream_records, survey_records
 from frugalfm.training.prediction_run import PredictionRun, window_size
 from frugalfm.training.prediction_table import PredictionTable
-from frugalfm.verbs.predict import _load_runner, _read_head
+from frugalfm.verbs.predict import open_runner, read_head
 
 BARE = (1024, 2048, 4096, 8192)  # padded tokens of a batch
 
@@ -62,10 +62,10 @@ def open_runners(options: argparse.Namespace, device: torch.device) -> dict[str,
     folders = {"torch": options.checkpoint, "deployed": options.deployed}
     for name, folder in folders.items():
         if folder is not None:
-            head, _ = _read_head(folder)
+            head, _ = read_head(folder)
             place = torch.device("cpu") if name == "deployed" else device
             tokens = options.batch_tokens
-            runners[name] = _load_runner(folder, None, head, tokens, options.precision, place)
+            runners[name] = open_runner(folder, None, head, tokens, options.precision, place)
     if "torch" not in runners:
         encoder, tokenizer = create_encoder(options.model_size, seed=0)
         model = add_head(encoder, "single_label", ["no", "yes"]).eval().to(device)

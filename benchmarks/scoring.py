@@ -1,7 +1,7 @@
 """What scores cost, where the time goes, and which of them agree, on the same sequences.
 
-    OMP_NUM_THREADS=1 python benchmarks/scoring.py pool.fasta.gz --model-size rna-fm-small
-    python benchmarks/scoring.py pool.fasta.gz --checkpoint ref/ --device cuda --precision bf16
+    OMP_NUM_THREADS=1 python -m benchmarks.scoring pool.fasta.gz --model-size rna-fm-small
+    python -m benchmarks.scoring pool.fasta.gz --checkpoint ref/ --device cuda --precision bf16
 
 Costs are of all sequences and compared with the floor: forward passes of the whole model, logits
 included, on the same batches. Contenders take turns, and ratios are of medians. The released way
@@ -13,7 +13,8 @@ Agreement is Spearman's correlation and the Jaccard index of the top 10 %, both 
 groups of the head and with the exact diagonal of all linear layers. A random model ranks at random:
 give a --checkpoint, or let a new model be trained on the pool for --train-steps first.
 
-Peaks of memory are of two processes that score pools of different sizes.
+Peaks of memory are of two processes that score pools of different sizes. `python -m
+benchmarks.pages scoring` makes a page of what is written to --json.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.pages import EXACT, HEAD, RELEASED, describe_scores
 from scipy.stats import spearmanr
 from torch.func import functional_call, jacrev, vmap
 from transformers import PreTrainedModel
@@ -59,8 +61,6 @@ from frugalfm.training.loop import Recipe, train
 from frugalfm.verbs.build import build
 
 Sequences = list[np.ndarray]
-HEAD, EXACT = "head, 7 groups", "all layers, diagonal, 7 groups"
-RELEASED = "the released way, two passes"
 
 
 class Contender:
@@ -271,22 +271,6 @@ def measure_memory(options: argparse.Namespace) -> dict[str, float]:
     return peaks
 
 
-def tabulate(rows: dict[str, dict[str, float]]) -> str:
-    """Markdown; the best correlation for its cost is on the way from top to bottom."""
-    seconds = rows[RELEASED]["seconds"]
-    lines = [
-        "| score | passes | seconds | x its forward passes | released / this | Spearman, top 10 % "
-        f"with *{HEAD}* | with *{EXACT}* |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in sorted(rows.items(), key=lambda item: item[1]["seconds"]):
-        agreement = [f"{r:.3f}, {j:.2f}" for r, j in row.get("agreement", {}).values()]
-        cells = [name, row["passes"], f"{row['seconds']:.2f}", f"{row['ratio']:.3f}"]
-        cells += [f"{seconds / row['seconds']:.1f}", *agreement, *[""] * (2 - len(agreement))]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
 def parse() -> argparse.Namespace:
     bundled = files("frugalfm") / "data/demo/pool.fasta.gz"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -339,18 +323,10 @@ def main() -> None:
         rows[name]["agreement"] = {of: agree(found, scores[of]) for of in truths}
     shares = profile_head(contenders[HEAD], sequences, device)
     memory = measure_memory(options)
-    what = options.checkpoint or options.model_size
-    print(f"{what} on {device}, {options.precision}, {len(sequences)} sequences\n")
-    print(tabulate(rows))
-    print("\nWhere the time of 7 groups goes: " + _join(shares, "{:.1%}"))
-    print("Peak memory, in parts of one size: " + _join(memory, "{:.0f} MB"))
     settings = {key: str(value) for key, value in vars(options).items()}
     result = {"options": settings, "scores": rows, "shares": shares, "memory_mb": memory}
     options.json.write_text(json.dumps(result, indent=1))
-
-
-def _join(values: dict[str, float], form: str) -> str:
-    return ", ".join(f"{name} {form.format(value)}" for name, value in values.items())
+    print(describe_scores(result))
 
 
 if __name__ == "__main__":

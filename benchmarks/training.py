@@ -108,24 +108,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_dnabert2(preset: Preset, attention: str) -> PreTrainedModel:
-    config = DnaBert2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=preset.width,
-        num_hidden_layers=preset.layers,
-        num_attention_heads=preset.heads,
-        intermediate_size=preset.feed_forward,
-        attention=attention,
-    )
+    config = DnaBert2Config(vocab_size=VOCABULARY, attention=attention, **preset.sizes)
     return create_from_config(config, 0)
 
 
 def make_bert(preset: Preset, longest: int) -> PreTrainedModel:
     config = BertConfig(
         vocab_size=VOCABULARY,
-        hidden_size=preset.width,
-        num_hidden_layers=preset.layers,
-        num_attention_heads=preset.heads,
-        intermediate_size=preset.feed_forward,
+        **preset.sizes,
         max_position_embeddings=longest,
         attention_probs_dropout_prob=0.0,  # as DNABERT-2, and so that fused kernels serve
         pad_token_id=SPECIALS.index("[PAD]"),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Dot, Page, draw_dots, show_mean
+from benchmarks.common import Dot, Page, draw_dots, show_mean, tabulate
 from benchmarks.outliers.results import write_results
 
 __all__ = ["draw", "main", "render_changes", "render_table", "render_verdicts"]
@@ -26,14 +26,12 @@ _COLUMNS = (
 def render_table(content: dict[str, Any]) -> str:
     """Markdown: one row an arm; mean over seeds ± half of the 95 % interval."""
     widths = list(content["rows"][0]["increase"])
-    heads = ["arm", *(head for head, _, _ in _COLUMNS), *widths]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for arm in content["arms"]:
-        cells = [arm["name"]]
-        cells += [show_mean(arm["values"].get(key), form) for _, key, form in _COLUMNS]
-        cells += [show_mean(arm["values"][name], "+.4f") for name in widths]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    forms = [(key, form) for _, key, form in _COLUMNS] + [(name, "+.4f") for name in widths]
+    rows = [
+        [arm["name"], *(show_mean(arm["values"].get(key), form) for key, form in forms)]
+        for arm in content["arms"]
+    ]
+    return tabulate(["arm", *(head for head, _, _ in _COLUMNS), *widths], rows)
 
 
 def render_changes(content: dict[str, Any]) -> str:
@@ -42,7 +40,7 @@ def render_changes(content: dict[str, Any]) -> str:
     widths = list(content["rows"][0]["increase"])
     heads = ["arm", "control", "excess kurtosis", "FFN inf-norm excess", "LN inf-norm excess",
              "loss", *widths]  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for arm in arms:
         change = arm["change"]
         cells = [arm["name"], arm["against"]]
@@ -52,8 +50,8 @@ def render_changes(content: dict[str, Any]) -> str:
             share = "" if gone is None or gone["mean"] > 1 else f" ({-gone['mean']:+.0%})"
             cells.append(f"{found['control']:.3f} → {found['arm']:.3f}{share}")
         cells += [show_mean(change[name], "+.4f") for name in ("loss", *widths)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return tabulate(heads, rows)
 
 
 def render_verdicts(content: dict[str, Any]) -> str:
@@ -117,13 +115,7 @@ def _describe(name: str, content: dict[str, Any]) -> str:
     )
 
 
-_PAGE = Page("outliers", _INTRODUCTION, draw, write_results, _describe)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write ``outliers.md`` with a figure, JSON and Parquet for each finished recipe."""
-    return _PAGE.run(sys.argv[1:] if arguments is None else arguments)
-
+main = Page("outliers", _INTRODUCTION, draw, write_results, _describe).run
 
 if __name__ == "__main__":
     sys.exit(main())

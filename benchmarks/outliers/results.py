@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import summarise
-from benchmarks.outliers.recipe import Arm, Recipe
+from benchmarks.common import summarise, write_files
+from benchmarks.common_arms import Arm
+from benchmarks.outliers.recipe import Recipe
 
-from frugalfm.artifacts import write_json
-
-__all__ = ["GOAL", "collect", "summarise", "write_results"]
+__all__ = ["GOAL", "collect", "write_results"]
 
 GOAL = {"kurtosis": 0.92, "inf_norm": 0.82}
 """Shares of the control's excess over Gaussian values that are to go, at no worse loss."""
@@ -79,7 +78,7 @@ def collect(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "seconds": sum(row["seconds"] for row in rows),
         "arms": arms,
-        "rows": [{k: v for k, v in row.items() if k != "key"} for row in rows],
+        "rows": list(rows),
     }
 
 
@@ -145,13 +144,9 @@ def _down(share: float) -> str:
 
 def write_results(content: dict[str, Any], stem: Path) -> None:
     """Write ``STEM.json`` and ``STEM.parquet`` (one row per arm and seed)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    write_json(stem.with_name(f"{stem.name}.json"), content)
     flat = [
         {k: v for k, v in row.items() if k != "increase"}
         | {f"increase {name}": value for name, value in row["increase"].items()}
         for row in content["rows"]
     ]
-    pq.write_table(pa.Table.from_pylist(flat), stem.with_name(f"{stem.name}.parquet"))
+    write_files(content, flat, stem)

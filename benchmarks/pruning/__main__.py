@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from benchmarks.common import UNFINISHED, guard, make_parser
 from benchmarks.pruning.page import draw, render_table
 from benchmarks.pruning.recipe import load_recipe
 from benchmarks.pruning.results import collect, write_results
@@ -20,31 +20,14 @@ from benchmarks.pruning.steps import plan_steps
 
 from frugalfm.errors import FrugalError
 
-UNFINISHED = 3
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parse(arguments)
-    try:
-        return _run(options)
-    except FrugalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmarks.pruning", description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder with pool and tasks")
-    parser.add_argument("--out", type=Path, required=True, help="for all artifacts and results")
-    parser.add_argument("--device", default="auto")
+    parser = make_parser("pruning", __doc__, "folder with pool and tasks")
     parser.add_argument("--workers", type=int, default=1, help="steps at a time")
-    parser.add_argument("--stop-after-minutes", type=float)
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--overwrite", action="store_true", help="replace other recipes' steps")
     parser.add_argument("--plan", action="store_true", help="only list the steps")
-    return parser.parse_args(arguments)
+    return guard(_run, parser.parse_args(arguments))
 
 
 def _run(options: argparse.Namespace) -> int:

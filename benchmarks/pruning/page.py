@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Dot, Page, draw_dots
+from benchmarks.common import Dot, Page, draw_dots, tabulate
 from benchmarks.pruning.results import write_results
 
 __all__ = ["draw", "main", "render_table"]
@@ -25,10 +25,7 @@ def render_table(content: dict[str, Any]) -> str:
     better = {(d["task"], d["way"], d["arm"]): d for d in content["differences"]
               if d["rival"] == against}  # fmt: skip
     names = [f"{task} {content['tasks'][task]} ({way})" for task, way in settings]
-    lines = [
-        f"| arm | sequences | share | epochs | val. loss | {' | '.join(names)} |",
-        f"|---|---|---|---|---|{'---|' * len(names)}",
-    ]
+    rows = []
     for arm in content["arms"]:
         training = arm["training"]
         cells = [arm["name"], f"{arm['sequences']:,}", f"{arm['share']:.2%}"]
@@ -38,8 +35,8 @@ def render_table(content: dict[str, Any]) -> str:
             found = values[task, way, arm["name"]]
             half = (found["high"] - found["low"]) / 2
             cells.append(f"{found['value']:.3f} ± {half:.3f}{_mark(better, task, way, arm)}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return tabulate(["arm", "sequences", "share", "epochs", "val. loss", *names], rows)
 
 
 def _mark(better: dict[Any, dict[str, Any]], task: str, way: str, arm: dict[str, Any]) -> str:
@@ -98,27 +95,23 @@ def _describe(name: str, content: dict[str, Any]) -> str:
 
 def _render_sources(sources: list[dict[str, Any]], arms: list[dict[str, Any]]) -> str:
     """What the scores say of each source, and its share of each coreset (of the first seed)."""
-    names = " | ".join(arm["name"] for arm in arms)
-    lines = [
-        f"| source | length | loss | median influence | share of the pool | {names} |",
-        f"|---|---|---|---|---|{'---|' * len(arms)}",
+    heads = ["source", "length", "loss", "median influence", "share of the pool"]
+    rows = [
+        [
+            entry["source"],
+            f"{entry['length']:.0f}",
+            f"{entry['loss']:.2f}",
+            f"{entry['influence']:.3g}",
+            f"{entry['share']:.1%}",
+            *(f"{arm['sources'].get(entry['source'], 0):.1%}" for arm in arms),
+        ]
+        for entry in sources
     ]
-    for entry in sources:
-        shares = " | ".join(f"{arm['sources'].get(entry['source'], 0):.1%}" for arm in arms)
-        lines.append(
-            f"| {entry['source']} | {entry['length']:.0f} | {entry['loss']:.2f} "
-            f"| {entry['influence']:.3g} | {entry['share']:.1%} | {shares} |"
-        )
-    return "Sources, their scores, and their share of each coreset:\n\n" + "\n".join(lines)
+    table = tabulate([*heads, *(arm["name"] for arm in arms)], rows)
+    return f"Sources, their scores, and their share of each coreset:\n\n{table}"
 
 
-_PAGE = Page("pruning", _INTRODUCTION, draw, write_results, _describe)
-
-
-def main(arguments: list[str]) -> int:
-    """Write ``pruning.md`` with a figure and results for each ``NAME=RUN`` of finished runs."""
-    return _PAGE.run(arguments)
-
+main = Page("pruning", _INTRODUCTION, draw, write_results, _describe).run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import read_toml
+
 import frugalfm
 from frugalfm.errors import InputError
 
@@ -143,9 +145,7 @@ def load_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
     if not path.is_file():
         raise InputError(f"{path}: no such recipe")
     try:
-        settings = tomllib.loads(path.read_text())
-        for change in changes or []:
-            _merge(settings, tomllib.loads(change))
+        settings = read_toml(path, changes)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: {error}") from None
     _check(path, settings)
@@ -161,14 +161,6 @@ def load_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
         if goal[role] not in settings["arms"]:
             raise InputError(f"{path}: goal.{role} is {goal[role]!r}, which is no arm")
     return Recipe(path, settings, arms, tasks, goal)
-
-
-def _merge(settings: dict[str, Any], change: dict[str, Any]) -> None:
-    for key, value in change.items():
-        if isinstance(value, dict) and isinstance(settings.get(key), dict):
-            _merge(settings[key], value)
-        else:
-            settings[key] = value
 
 
 def _check(path: Path, settings: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from benchmarks.common import write_files
 from benchmarks.pruning.intervals import Interval, Sample, compare, summarise
 from benchmarks.pruning.losses import collect_losses
 from benchmarks.pruning.measuring import measure
@@ -17,7 +18,7 @@ from benchmarks.pruning.recipe import Arm, Recipe
 from benchmarks.pruning.running import Journal
 from benchmarks.pruning.steps import Step, evaluation
 
-from frugalfm.artifacts import read_manifest, write_json
+from frugalfm.artifacts import read_manifest
 from frugalfm.errors import InputError
 
 __all__ = ["collect", "judge", "write_results"]
@@ -281,6 +282,4 @@ def _judge_losses(content: dict[str, Any]) -> list[str]:
 
 def write_results(content: dict[str, Any], folder: Path) -> None:
     """Write ``results.json`` and, one row a model and task, ``results.parquet``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", content)
-    pq.write_table(pa.Table.from_pylist(content["runs"]), folder / "results.parquet")
+    write_files(content, content["runs"], folder / "results")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Page, show_mean
+from benchmarks.common import Page, show_mean, tabulate
 from benchmarks.quantization.results import PUBLISHED, write_results
 
 __all__ = ["draw", "main", "render_drops", "render_scores", "render_spared", "render_verdicts"]
@@ -63,16 +63,15 @@ def _tabulate(
     show: Callable[[dict[str, Any]], str],
 ) -> str:
     by_place = {(cell["method"], cell["model"], cell["scheme"]): cell for cell in cells}
-    heads = ["method", "model", *before, *content["schemes"]]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for method in content["methods"]:
         for model in models:
             row = [method, model, *(start(model) for _ in before)]
             for scheme in content["schemes"]:
                 cell = by_place.get((method, model, scheme))
                 row.append("" if cell is None else show(cell))
-            lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+            rows.append(row)
+    return tabulate(["method", "model", *before, *content["schemes"]], rows)
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
@@ -166,13 +165,7 @@ def _describe(name: str, content: dict[str, Any]) -> str:
     )
 
 
-_PAGE = Page("quantization", _INTRODUCTION, draw, write_results, _describe)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write ``quantization.md`` with a figure, JSON and Parquet for each finished recipe."""
-    return _PAGE.run(sys.argv[1:] if arguments is None else arguments)
-
+main = Page("quantization", _INTRODUCTION, draw, write_results, _describe).run
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from benchmarks.common import read_toml
-from benchmarks.common_arms import Arm, check_arms
+from benchmarks.common_arms import Course
 
 from frugalfm.errors import InputError
 from frugalfm.quantization import QuantizationPlan
 
-__all__ = ["MASKED", "MethodRow", "Recipe", "load_recipe"]
+__all__ = ["MASKED", "MethodRow", "Recipe"]
 
 MASKED = "masked loss"
 """Stands where a task's name does, for what is measured without tuning."""
@@ -44,17 +42,19 @@ class MethodRow:
     schemes: tuple[str, ...] | None = None
     published: bool = False
 
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> MethodRow:
+        """Read it from a table of a TOML file."""
+        schemes = given.get("schemes")
+        return cls(**given | {"schemes": None if schemes is None else tuple(schemes)})
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Course):
     """A table.
 
     Attributes
     ----------
-    title
-        Of the table.
-    seeds
-        One model of every arm, tuned once on every task, for each.
     models
         Arms that are measured; the first is what the others are compared with.
     tasks
@@ -63,8 +63,6 @@ class Recipe:
         Such as ``W4A8``.
     headline
         Those that the average over schemes counts.
-    pool, model, train, convert, arms
-        As of :class:`~benchmarks.common_arms.Course`.
     tune
         ``max_train`` rows of a task, and options of ``frugalfm tune``.
     quantize
@@ -73,20 +71,21 @@ class Recipe:
         The rows.
     """
 
-    title: str
-    seeds: tuple[int, ...]
     models: tuple[str, ...]
     tasks: tuple[str, ...]
     schemes: tuple[str, ...]
     headline: tuple[str, ...]
-    pool: dict[str, int]
-    model: dict[str, Any]
-    train: dict[str, Any]
-    convert: dict[str, Any]
     tune: dict[str, Any]
     quantize: dict[str, Any]
-    arms: tuple[Arm, ...]
     methods: tuple[MethodRow, ...]
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Turn what a TOML file says into fields."""
+        content["methods"] = tuple(MethodRow.read(given) for given in content.pop("method"))
+        for name in ("models", "tasks", "schemes", "headline"):
+            content[name] = tuple(content[name])
+        return super().read(content)
 
     @property
     def rows(self) -> Iterator[tuple[MethodRow, str]]:
@@ -105,55 +104,20 @@ class Recipe:
             method.method, options=widths | method.options, seed=seed, **self.quantize
         )
 
-
-def load_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
-    """Read a recipe.
-
-    Parameters
-    ----------
-    path
-        A TOML file.
-    changes
-        ``table.key=value`` or ``key=value``, the value in TOML.
-
-    Raises
-    ------
-    InputError
-        A recipe that cannot be run.
-    """
-    try:
-        content = read_toml(path, changes)
-        arms = tuple(Arm(**arm) for arm in content.pop("arm"))
-        methods = tuple(_read_method(dict(given)) for given in content.pop("method"))
-        for name in ("seeds", "models", "tasks", "schemes", "headline"):
-            content[name] = tuple(content[name])
-        recipe = Recipe(arms=arms, methods=methods, **content)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: is no recipe of this benchmark ({error})") from None
-    check_arms(path, recipe.arms, recipe.seeds)
-    _check(path, recipe)
-    return recipe
-
-
-def _read_method(given: dict[str, Any]) -> MethodRow:
-    if "schemes" in given:
-        given["schemes"] = tuple(given["schemes"])
-    return MethodRow(**given)
-
-
-def _check(path: Path, recipe: Recipe) -> None:
-    known = {arm.name for arm in recipe.arms}
-    for name in recipe.models:
-        if name not in known:
-            raise InputError(f"{path}: there is no arm {name!r} to measure")
-    if not (recipe.models and recipe.tasks and recipe.methods):
-        raise InputError(f"{path}: has no models, no tasks or no methods")
-    names = [method.name for method in recipe.methods]
-    if len(set(names)) < len(names):
-        raise InputError(f"{path}: two methods have one name")
-    strange = set(recipe.headline) - set(recipe.schemes)
-    for method, scheme in recipe.rows:
-        strange |= {scheme} - set(recipe.schemes)
-        recipe.plan(method, scheme, 0)
-    if strange:
-        raise InputError(f"{path}: {min(strange)} is not among the schemes")
+    def check(self) -> None:
+        """Refuse what could not be measured, too."""
+        super().check()
+        for name in self.models:
+            if name not in {arm.name for arm in self.arms}:
+                raise InputError(f"there is no arm {name!r} to measure")
+        if not (self.models and self.tasks and self.methods):
+            raise InputError("has no models, no tasks or no methods")
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise InputError("two methods have one name")
+        strange = set(self.headline) - set(self.schemes)
+        for method, scheme in self.rows:
+            strange |= {scheme} - set(self.schemes)
+            self.plan(method, scheme, 0)
+        if strange:
+            raise InputError(f"{min(strange)} is not among the schemes")

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import compare_ratio, summarise
+from benchmarks.common import compare_ratio, summarise, write_files
 from benchmarks.quantization.recipe import MASKED, Recipe
-
-from frugalfm.artifacts import write_json
 
 __all__ = ["PUBLISHED", "collect", "write_results"]
 
@@ -203,9 +201,4 @@ def _down(share: float) -> str:
 
 def write_results(content: dict[str, Any], stem: Path) -> None:
     """Write ``STEM.json`` and ``STEM.parquet`` (one row a cell)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    write_json(stem.with_name(f"{stem.name}.json"), content)
-    rows = [{"parameters": None, **row} for row in content["rows"]]
-    pq.write_table(pa.Table.from_pylist(rows), stem.with_name(f"{stem.name}.parquet"))
+    write_files(content, [{"parameters": None, **row} for row in content["rows"]], stem)

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.common import OutOfTime, exclusively, limit_time
+from benchmarks.common import exclusively, remember
 from benchmarks.common_arms import Arm, prepare_course, train_arm
-from benchmarks.quantization.recipe import MASKED, MethodRow, Recipe
+from benchmarks.quantization.recipe import MASKED, Recipe
 
 import frugalfm
-from frugalfm.artifacts import read_manifest, write_json
+from frugalfm.artifacts import read_manifest
 from frugalfm.errors import InputError
+from frugalfm.quantization import QuantizationPlan
 
-__all__ = ["OutOfTime", "run"]
+__all__ = ["run"]
 
 Row = dict[str, Any]
 
 
-def run(
-    recipe: Recipe,
-    data: Path,
-    out: Path,
-    *,
-    device: str = "auto",
-    minutes: float | None = None,
-) -> list[Row]:
+def run(recipe: Recipe, data: Path, out: Path, device: str = "auto") -> list[Row]:
     """Train, convert, tune, quantize and measure all that is not done yet.
+
+    Broken off, it continues with the same call; a cell, or some steps of training, are done again.
 
     Parameters
     ----------
@@ -43,8 +38,6 @@ def run(
         For all artifacts.
     device
         As the verbs take it.
-    minutes
-        After which to stop.
 
     Returns
     -------
@@ -53,29 +46,25 @@ def run(
 
     Raises
     ------
-    OutOfTime
-        The same call continues; a cell, or some steps of training, are done again.
     InputError
         Data that is not there.
     """
     pools = sorted(data.glob("pool.fasta*"))
     if not pools:
         raise InputError(f"{data}: holds no pool.fasta or pool.fasta.gz")
-    with limit_time(minutes):
-        shards, blank = prepare_course(recipe, pools[0], data / "dnabert2_tokenizer", out)
-        tasks = _prepare_tasks(recipe, data / "GUE", out / "tasks")
-        rows: list[Row] = []
-        for seed in recipe.seeds:
-            made = {
-                arm.name: train_arm(recipe, arm, seed, shards, blank, out, device)
-                for arm in recipe.arms
-            }
-            for name in recipe.models:
-                arm = next(arm for arm in recipe.arms if arm.name == name)
-                rows += _Runner(recipe, arm, seed, out, device).run(
-                    made[name], tasks, shards["validation"]
-                )
-        return rows
+    shards, blank = prepare_course(recipe, pools[0], data / "dnabert2_tokenizer", out)
+    tasks = _prepare_tasks(recipe, data / "GUE", out / "tasks")
+    rows: list[Row] = []
+    for seed in recipe.seeds:
+        made = {
+            arm.name: train_arm(recipe, arm, seed, shards, blank, out, device)
+            for arm in recipe.arms
+        }
+        for name in recipe.models:
+            arm = next(arm for arm in recipe.arms if arm.name == name)
+            runner = _Runner(recipe, arm, seed, out, device)
+            rows += runner.run(made[name], tasks, shards["validation"])
+    return rows
 
 
 def _prepare_tasks(recipe: Recipe, root: Path, out: Path) -> dict[str, Path]:
@@ -128,18 +117,19 @@ class _Runner:
             plan = self.recipe.plan(method, scheme, self.seed)
             key = {"model": case.identity, "plan": plan.identity(), "task": task}
             place = folder / f"{_slug(method.name)}-{scheme}.json"
+            yield remember(place, key, partial(self._find, task, case, method.name, scheme, plan))
 
-            def find(method: MethodRow = method, scheme: str = scheme, plan: Any = plan) -> Row:
-                return {
-                    "seed": self.seed,
-                    "model": self.arm.name,
-                    "task": task,
-                    "method": method.name,
-                    "scheme": scheme,
-                    **case.quantize(plan),
-                }
-
-            yield _remember(place, key, find)
+    def _find(
+        self, task: str, case: _Case, method: str, scheme: str, plan: QuantizationPlan
+    ) -> Row:
+        cell = {"task": task, "method": method, "scheme": scheme}
+        found = {"seed": self.seed, "model": self.arm.name, **cell, **case.quantize(plan)}
+        print(
+            f"{self.arm.name}, seed {self.seed}, {task}: {method} {scheme} {found['value']:.4f} -> "
+            f"{found['quantized']:.4f} ({found['seconds']:.1f} s)",
+            flush=True,
+        )
+        return found
 
 
 class _Case:
@@ -170,7 +160,7 @@ class _Case:
 
         return None if self._task is None else read_own_task(self._task, self._subject)
 
-    def quantize(self, plan: Any) -> Row:
+    def quantize(self, plan: QuantizationPlan) -> Row:
         """Find a scheme and measure it."""
         from frugalfm.quantization.running import quantize_subject
 
@@ -197,24 +187,6 @@ class _Case:
             "accuracy": found["plain"]["test"]["accuracy"]["value"],
             "quantized_accuracy": found["quantized"]["test"]["accuracy"]["value"],
         }
-
-
-def _remember(place: Path, key: dict[str, Any], find: Callable[[], Row]) -> Row:
-    """Give what was found before, if it was for the same key."""
-    if place.is_file():
-        kept: Row = json.loads(place.read_text())
-        if kept.pop("key") == json.loads(json.dumps(key)):
-            return kept
-    found = find()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, found | {"key": key})
-    print(
-        f"{found['model']}, seed {found['seed']}, {found['task']}: {found['method']} "
-        f"{found['scheme']} {found['value']:.4f} -> {found['quantized']:.4f} "
-        f"({found['seconds']:.1f} s)",
-        flush=True,
-    )
-    return found
 
 
 def _slug(name: str) -> str:

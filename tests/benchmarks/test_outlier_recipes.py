@@ -1,48 +1,25 @@
 """The outlier benchmark runs end to end, continues, and judges by the numbers."""
 
-import copy
 import json
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from benchmarks.common import UNFINISHED, summarise
+from benchmarks.outliers import page
+from benchmarks.outliers.__main__ import main
+from benchmarks.outliers.recipe import Recipe
+from benchmarks.outliers.results import collect
 from scipy import stats
+from tiny_course import COURSE, check_arms, write_inputs
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
+from benchmarks import common_arms
+from frugalfm.errors import InputError
 
-from benchmarks.common import summarise  # noqa: E402
-from benchmarks.outliers import page  # noqa: E402
-from benchmarks.outliers.__main__ import UNFINISHED, main  # noqa: E402
-from benchmarks.outliers.recipe import load_recipe  # noqa: E402
-from benchmarks.outliers.results import collect  # noqa: E402
-from dnabert2_oracle import make_dna_tokenizer  # noqa: E402
-
-from benchmarks import common_arms  # noqa: E402
-from frugalfm.errors import InputError  # noqa: E402
-
-RECIPES = sorted((ROOT / "recipes/outliers").glob("*.toml"))
-TINY = """
-title = "tiny"
-seeds = [0, 1]
-[pool]
-sequences = 30
-validation = 10
-window = 80
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 16
-[train]
-steps = 2
-batch_tokens = 512
-[convert]
-steps = 2
-batch_tokens = 512
+RECIPES = sorted((Path(__file__).parents[2] / "recipes/outliers").glob("*.toml"))
+TINY = f"""{COURSE}
 [measure]
 bits = [8]
 sequences = 10
@@ -62,18 +39,14 @@ attention = "softmax1"
 
 @pytest.fixture
 def setting(tmp_path):
-    random = np.random.default_rng(0)
-    texts = ("".join(random.choice(list("ACGT"), 100)) for _ in range(50))
-    (tmp_path / "pool.fasta").write_text("".join(f">s{i}\n{t}\n" for i, t in enumerate(texts)))
-    make_dna_tokenizer().save_pretrained(tmp_path / "words")
-    (tmp_path / "words/config.json").write_text('{"model_type": "dnabert2"}')
+    write_inputs(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
     return tmp_path
 
 
 def call(setting, *more):
     words = [setting / "tiny.toml", "--data", setting / "pool.fasta", "--tokenizer"]
-    words += [setting / "words", "--out", setting / "run", "--device", "cpu", *more]
+    words += [setting / "dnabert2_tokenizer", "--out", setting / "run", "--device", "cpu", *more]
     return main([str(word) for word in words])
 
 
@@ -129,7 +102,7 @@ def make_rows(arm, losses, kurtosis, norms):
 
 
 def judge(setting, losses, kurtosis, norms, control=(1.0, 2.0)):
-    recipe = load_recipe(setting / "tiny.toml")
+    recipe = Recipe.load(setting / "tiny.toml")
     rows = make_rows("vanilla", [5.0, 5.2], control, [2.0, 4.0])
     for name in ("Muon", "GERM-T"):
         rows += make_rows(name, losses, kurtosis, norms)
@@ -169,9 +142,8 @@ def test_interval_is_students():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_sound(path):
     """Arms that are compared differ in what they are named for, and take as many steps."""
-    recipe = load_recipe(path)
-    known = {arm.name: arm for arm in recipe.arms}
-    assert len({arm.slug for arm in recipe.arms}) == len(recipe.arms)
+    recipe = Recipe.load(path)
+    known = check_arms(recipe)
     assert len(recipe.seeds) >= 3
     for arm in recipe.arms:
         if arm.against is not None:
@@ -195,13 +167,13 @@ def test_bad_recipes_are_refused(tmp_path):
         (('title = "tiny"', ""), "no recipe"),
         (("[pool]", "[pol]"), "no recipe"),
     ):
-        path.write_text(copy.copy(TINY).replace(*change))
+        path.write_text(TINY.replace(*change))
         with pytest.raises(InputError, match=words):
-            load_recipe(path)
+            Recipe.load(path)
     path.write_text(TINY)
-    assert load_recipe(path, ["train.steps=7", "seeds=[3]"]).train["steps"] == 7
+    assert Recipe.load(path, ["train.steps=7", "seeds=[3]"]).train["steps"] == 7
 
 
 def test_a_pool_that_is_too_small_is_refused(setting, capsys):
     assert call(setting, "--set", "pool.sequences=1000") == 2
-    assert "holds 50 sequences, the recipe wants 1010" in capsys.readouterr().err
+    assert "holds 50 sequences, the recipe wants 1012" in capsys.readouterr().err

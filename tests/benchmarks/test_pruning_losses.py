@@ -1,20 +1,15 @@
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from benchmarks.pruning.losses import FEWEST, collect_losses, measure_losses
+from benchmarks.pruning.recipe import Arm, Recipe
+from benchmarks.pruning.results import judge
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.pruning.losses import FEWEST, collect_losses, measure_losses  # noqa: E402
-from benchmarks.pruning.recipe import Arm, Recipe  # noqa: E402
-from benchmarks.pruning.results import judge  # noqa: E402
-
-from frugalfm.encoders import create_encoder, load_encoder, save_encoder  # noqa: E402
-from frugalfm.verbs.build import build  # noqa: E402
+from frugalfm.encoders import create_encoder, load_encoder, save_encoder
+from frugalfm.verbs.build import build
 
 COUNTS = {"large": 12, "small": FEWEST, "single": 1}
 

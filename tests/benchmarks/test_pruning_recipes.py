@@ -1,28 +1,25 @@
 import json
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from benchmarks.common import UNFINISHED
+from benchmarks.pruning import page
+from benchmarks.pruning.__main__ import main
+from benchmarks.pruning.intervals import Sample, bootstrap, compare, summarise
+from benchmarks.pruning.local import draw_pool
+from benchmarks.pruning.recipe import load_recipe
+from benchmarks.pruning.results import judge
+from benchmarks.pruning.running import run_steps
+from benchmarks.pruning.steps import Step
 from scipy import stats
 from sklearn import metrics
 
+from frugalfm.errors import InputError
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.pruning import page  # noqa: E402
-from benchmarks.pruning.__main__ import UNFINISHED, main  # noqa: E402
-from benchmarks.pruning.intervals import Sample, bootstrap, compare, summarise  # noqa: E402
-from benchmarks.pruning.local import draw_pool  # noqa: E402
-from benchmarks.pruning.recipe import load_recipe  # noqa: E402
-from benchmarks.pruning.results import judge  # noqa: E402
-from benchmarks.pruning.running import run_steps  # noqa: E402
-from benchmarks.pruning.steps import Step  # noqa: E402
-
-from frugalfm.errors import InputError  # noqa: E402
-
 RECIPES = sorted((ROOT / "recipes/pruning").glob("*.toml"))
 
 

@@ -1,50 +1,27 @@
 """The quantization benchmark runs end to end, continues cell by cell, and judges by the numbers."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from benchmarks.common import UNFINISHED, OutOfTime, compare_ratio, exclusively
+from benchmarks.quantization import page, running
+from benchmarks.quantization.__main__ import main
+from benchmarks.quantization.recipe import MASKED, Recipe
+from benchmarks.quantization.results import collect
 from scipy import optimize, stats
+from tiny_course import COURSE, check_arms, draw, write_inputs
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/encoders")]
+from frugalfm.errors import InputError
 
-from benchmarks.common import UNFINISHED, OutOfTime, compare_ratio, exclusively  # noqa: E402
-from benchmarks.quantization import page, running  # noqa: E402
-from benchmarks.quantization.__main__ import main  # noqa: E402
-from benchmarks.quantization.recipe import MASKED, load_recipe  # noqa: E402
-from benchmarks.quantization.results import collect  # noqa: E402
-from dnabert2_oracle import make_dna_tokenizer  # noqa: E402
-
-from frugalfm.errors import InputError  # noqa: E402
-
-RECIPES = sorted((ROOT / "recipes/quantization").glob("*.toml"))
-TINY = """
-title = "tiny"
-seeds = [0, 1]
+RECIPES = sorted((Path(__file__).parents[2] / "recipes/quantization").glob("*.toml"))
+TINY = f"""
 models = ["vanilla", "GERM-T"]
 tasks = ["tf/0"]
 schemes = ["W8A8", "W4A4"]
-headline = ["W4A4"]
-[pool]
-sequences = 30
-validation = 12
-window = 80
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 16
-[train]
-steps = 2
-batch_tokens = 512
-[convert]
-steps = 2
-batch_tokens = 512
-limit = 4
+headline = ["W4A4"]{COURSE}
 [tune]
 method = "full"
 max_train = 40
@@ -69,7 +46,7 @@ published = true
 [[method]]
 name = "OmniQuant"
 method = "omniquant"
-options = { epochs = 1 }
+options = {{ epochs = 1 }}
 published = true
 schemes = ["W4A4"]
 """
@@ -77,19 +54,11 @@ schemes = ["W4A4"]
 
 @pytest.fixture
 def setting(tmp_path):
-    random = np.random.default_rng(0)
-
-    def make(count, length):
-        return ["".join(random.choice(list("ACGT"), length)) for _ in range(count)]
-
     data = tmp_path / "data"
     (data / "GUE/tf/0").mkdir(parents=True)
-    texts = "".join(f">s{i}\n{text}\n" for i, text in enumerate(make(50, 100)))
-    (data / "pool.fasta").write_text(texts)
-    make_dna_tokenizer().save_pretrained(data / "dnabert2_tokenizer")
-    (data / "dnabert2_tokenizer/config.json").write_text('{"model_type": "dnabert2"}')
+    write_inputs(data)
     for split, count in (("train", 60), ("dev", 20), ("test", 20)):
-        lines = (f"{text},{i % 2}\n" for i, text in enumerate(make(count, 50)))
+        lines = (f"{text},{i % 2}\n" for i, text in enumerate(draw(count, 50)))
         (data / f"GUE/tf/0/{split}.csv").write_text("sequence,label\n" + "".join(lines))
     (tmp_path / "tiny.toml").write_text(TINY)
     return tmp_path
@@ -169,7 +138,7 @@ def make_rows(recipe, drops, increases):
 
 
 def judge(setting, ours, theirs, seeds=4):
-    recipe = load_recipe(setting / "tiny.toml", [f"seeds={list(range(seeds))}"])
+    recipe = Recipe.load(setting / "tiny.toml", [f"seeds={list(range(seeds))}"])
     values = {"vanilla": theirs, "GERM-T": ours}
     return collect(recipe, make_rows(recipe, values, values))
 
@@ -223,9 +192,8 @@ def test_ratio_interval_is_fiellers():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_sound(path):
     """Measured models have had as many steps, and every cell's plan can be made."""
-    recipe = load_recipe(path)
-    known = {arm.name: arm for arm in recipe.arms}
-    assert len({arm.slug for arm in recipe.arms}) == len(recipe.arms)
+    recipe = Recipe.load(path)
+    known = check_arms(recipe)
     for name in recipe.models:
         arm = known[name]
         assert arm.converts is not None
@@ -254,7 +222,7 @@ def test_bad_recipes_are_refused(tmp_path):
     ):
         path.write_text(TINY.replace(*change))
         with pytest.raises(InputError, match=words):
-            load_recipe(path)
+            Recipe.load(path)
 
 
 def test_missing_data_is_named(setting, capsys):

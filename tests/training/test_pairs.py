@@ -13,7 +13,7 @@ from frugalfm.tasks import read_task
 from frugalfm.tasks.maps import CAP
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.labelled import TuningData
-from frugalfm.training.map_outputs import accumulate_maps, measure_maps, positions_head
+from frugalfm.training.map_outputs import measure_maps, positions_head
 from frugalfm.training.outputs import accumulate, forward
 from frugalfm.training.pairs import (
     PositionsHead,
@@ -76,7 +76,7 @@ def test_loss_and_gradient_of_maps_by_hand(tmp_path, encoder, kind):
     ours = shake(make_pair_model(encoder[0], "positions"))
     theirs = copy.deepcopy(ours)
     rows, standard = np.arange(4), (8.0, 3.0)
-    total = accumulate_maps(ours, data, rows, 60, "fp32", standard)  # several padded batches
+    total = accumulate(ours, data, rows, 60, "fp32", standard)  # several padded batches
     losses = []
     for row in rows:
         outputs = map_by_hand(theirs.head, states_of(theirs, data, data.sequences[row]))

@@ -169,14 +169,14 @@ def test_a_bad_input_is_found_before_anything_is_written(
     model, _ = tuned()
     (tmp_path / "bad.fa").write_text(text)
     monkeypatch.setattr(TaskRunner, "answer", None)
-    real = verb._load_runner
+    real = verb.open_runner
 
     def short(*args):
         runner = real(*args)
         object.__setattr__(runner.codec, "max_residues", 200)
         return runner
 
-    monkeypatch.setattr(verb, "_load_runner", short)
+    monkeypatch.setattr(verb, "open_runner", short)
     with pytest.raises(InputError, match=message):
         run(model, tmp_path / "bad.fa", tmp_path / "p.parquet")
     assert [file.name for file in tmp_path.iterdir()] == ["bad.fa"]

@@ -54,6 +54,16 @@ class Preset:
     feed_forward: int
     max_residues: int = 1022
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Name the sizes as transformers' configs do."""
+        return {
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.feed_forward,
+        }
+
 
 PRESETS: dict[str, Preset] = {
     # The published model, 99.5M parameters (arXiv 2204.00300).
@@ -148,15 +158,8 @@ def _create_dnabert2(
             'tokenizer.json and a config.json that says {"model_type": "dnabert2", ...}'
         )
     words = prepare_dna_tokenizer(Path(folder))
-    preset = DNA_PRESETS[name]
-    config = DnaBert2Config(
-        vocab_size=len(words),
-        hidden_size=preset.width,
-        num_hidden_layers=preset.layers,
-        num_attention_heads=preset.heads,
-        intermediate_size=preset.feed_forward,
-        attention=attention,
-    )
+    sizes = DNA_PRESETS[name].sizes
+    config = DnaBert2Config(vocab_size=len(words), attention=attention, **sizes)
     return create_from_config(adopt_specials(config, words), seed), words
 
 
@@ -184,10 +187,7 @@ def make_config(
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "hidden_size": preset.width,
-        "num_hidden_layers": preset.layers,
-        "num_attention_heads": preset.heads,
-        "intermediate_size": preset.feed_forward,
+        **preset.sizes,
         "max_position_embeddings": positions,
         "position_embedding_type": "absolute",
         "emb_layer_norm_before": True,
@@ -203,14 +203,8 @@ def make_config(
 
 def make_esmc_config(preset: Preset, attention: str) -> EsmcConfig:
     """Describe an encoder in ESM-C's architecture as a transformers config."""
-    config = EsmcConfig(
-        vocab_size=_ESMC_ROWS,
-        hidden_size=preset.width,
-        num_hidden_layers=preset.layers,
-        num_attention_heads=preset.heads,
-        intermediate_size=preset.feed_forward,
-        max_position_embeddings=preset.max_residues + 2,
-    )
+    positions = preset.max_residues + 2
+    config = EsmcConfig(vocab_size=_ESMC_ROWS, max_position_embeddings=positions, **preset.sizes)
     config.attention = attention
     return config
 

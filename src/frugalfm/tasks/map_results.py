@@ -20,7 +20,6 @@ from frugalfm.tasks.map_metrics import (
     score_maps,
 )
 from frugalfm.tasks.maps import MapTargets
-from frugalfm.tasks.metrics import to_json
 from frugalfm.tasks.results import Evaluation, summarise
 from frugalfm.tasks.splits import Split
 
@@ -67,24 +66,12 @@ def report_maps(
         :class:`MapBaseline`. Predictions have the columns ``row``, those of `predictions`, and the
         metrics of each sequence.
     """
-
-    def score(measured: list[Measured]) -> dict[str, Any]:
-        return to_json(score_maps(measured, resamples=resamples, seed=seed))
-
     baseline = MapBaseline.fit(task.train)
-    metrics = summarise(
-        task,
-        how,
-        {
-            "dev": score(dev),
-            "test": score(test),
-            "baseline": {
-                "predicts": baseline.name,
-                "test": score(_measure_baseline(baseline, task)),
-            },
-        },
-        {"resamples": resamples, "level": 0.95, "unit": "sequence", "seed": seed},
-    )
+    measured = {"dev": dev, "test": test, "baseline": _measure_baseline(baseline, task)}
+    scores = {
+        name: score_maps(maps, resamples=resamples, seed=seed) for name, maps in measured.items()
+    }
+    metrics = summarise(task, how, scores, baseline.name, resamples=resamples, seed=seed)
     columns: dict[str, Any] = {"row": pa.array(task.test.rows, pa.int64())}
     for name in predictions[0]:
         columns[name] = pa.array([found[name] for found in predictions])

@@ -122,34 +122,33 @@ def report_predictions(
         dropped, cropped, bootstrap``; ``dev`` and ``test`` hold a value and an interval for each
         metric, ``baseline`` those of the majority class or the mean of the training labels.
     """
-
-    def score(split: Split, predicted: np.ndarray, scores: np.ndarray | None) -> dict[str, Any]:
-        found = score_split(task, split, predicted, scores, resamples=resamples, seed=seed)
-        return to_json(found)
-
+    bootstrap = {"resamples": resamples, "seed": seed}
     constant = _baseline(task)
     ranked = scores or (None, None)
     indifferent = None if scores is None else np.zeros_like(scores[1])
-    metrics = summarise(
-        task,
-        how,
-        {
-            "dev": score(task.dev, dev, ranked[0]),
-            "test": score(task.test, test, ranked[1]),
-            "baseline": {
-                "predicts": _name(task, constant),
-                "test": score(task.test, np.resize(constant, task.test.targets.shape), indifferent),
-            },
-        },
-        {"resamples": resamples, "level": 0.95, "unit": _name_unit(task), "seed": seed},
-    )
+    guess = np.resize(constant, task.test.targets.shape)
+    found = {
+        "dev": score_split(task, task.dev, dev, ranked[0], **bootstrap),
+        "test": score_split(task, task.test, test, ranked[1], **bootstrap),
+        "baseline": score_split(task, task.test, guess, indifferent, **bootstrap),
+    }
+    metrics = summarise(task, how, found, _name(task, constant), **bootstrap)
     return Evaluation(metrics, _tabulate(task, test, probability))
 
 
 def summarise(
-    task: Task, how: dict[str, Any], scores: dict[str, Any], bootstrap: dict[str, Any]
+    task: Task,
+    how: dict[str, Any],
+    found: dict[str, dict[str, Estimate]],
+    predicts: str | float,
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Put together what is recorded of an evaluation; see :func:`report_predictions`."""
+    """Put together what is recorded of an evaluation; see :func:`report_predictions`.
+
+    `found` holds ``dev``, ``test``, and the ``baseline`` on test, which `predicts` something.
+    """
     return {
         "task": task.folder.resolve().name,
         "kind": task.kind,
@@ -157,11 +156,18 @@ def summarise(
         "classes": list(task.classes),
         "n": {name: len(split) for name, split in task.splits.items()},
         **how,
-        **scores,
+        "dev": to_json(found["dev"]),
+        "test": to_json(found["test"]),
+        "baseline": {"predicts": predicts, "test": to_json(found["baseline"])},
         "repeats": task.repeats,
         "dropped": task.dropped,
         "cropped": task.cropped,
-        "bootstrap": bootstrap,
+        "bootstrap": {
+            "resamples": resamples,
+            "level": 0.95,
+            "unit": _name_unit(task),
+            "seed": seed,
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""Pairs of positions: the loss of predicted maps, their metric on dev, and their evaluation.
+"""Pairs of positions: where a head starts, the metric of its maps on dev, and their evaluation.
 
 A map is made, measured and dropped, so that no more than those of one batch are ever held.
 """
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from frugalfm.encoders.devices import Precision, limit_batch
 from frugalfm.tasks.brackets import decode_pairs
@@ -23,11 +22,10 @@ from frugalfm.tasks.maps import MapTargets
 from frugalfm.tasks.results import Evaluation
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.training.labelled import TuningData
-from frugalfm.training.outputs import Standard, forward
+from frugalfm.training.outputs import Standard, forward, map_of_residues
 from frugalfm.training.pairs import PositionsHead
 
 __all__ = [
-    "accumulate_maps",
     "evaluate_tuned_maps",
     "find_standard",
     "measure_maps",
@@ -37,37 +35,6 @@ __all__ = [
 
 _SAMPLE = 200  # training sequences that say how values depend on the separation
 _CHOOSING = 200  # sequences of dev that choose, as for the frozen probe
-
-
-def accumulate_maps(
-    model: nn.Module,
-    data: TuningData,
-    rows: np.ndarray,
-    batch_tokens: int,
-    precision: Precision,
-    standard: Standard,
-) -> Tensor:
-    """Add up the gradient of the mean loss of some sequences.
-
-    The loss of a sequence is the mean over its valid pairs: cross-entropy of contacts and base
-    pairs, squared error of standardised distances. A sequence without any counts as zero.
-
-    Returns
-    -------
-    Tensor
-        The loss, on the CPU.
-    """
-    total = torch.zeros(())
-    for part in plan_by_length(data.lengths[rows], batch_tokens):
-        logits = forward(model, data, rows[part], precision)
-        losses = [
-            _lose(_of_residues(data, logits, at, row), _maps(data), int(row), standard)
-            for at, row in enumerate(rows[part])
-        ]
-        loss = torch.stack(losses).sum() / len(rows)
-        loss.backward()
-        total = total + loss.detach().cpu()
-    return total
 
 
 def measure_maps(
@@ -185,29 +152,10 @@ def _predict(
     for rows in plan_by_length(data.lengths, limit_batch(batch_tokens, device)):
         logits = forward(model, data, rows, precision)
         for at, row in enumerate(rows):
-            found = _of_residues(data, logits, at, row)
+            found = map_of_residues(data, logits, at, row)
             distances = data.kind == "distance"
             values = found * scale + shift if distances else found.sigmoid()
             yield int(row), values.cpu().numpy()
-
-
-def _of_residues(data: TuningData, logits: Tensor, at: int, row: int) -> Tensor:
-    """Cut the map of the residues out of a padded batch's."""
-    end = len(data.sequences[row]) + 1
-    return logits[at, 1:end, 1:end]
-
-
-def _lose(outputs: Tensor, maps: MapTargets, row: int, standard: Standard) -> Tensor:
-    i, j, values = maps.pairs(row)
-    if not len(values):
-        return outputs.sum() * 0
-    device = outputs.device
-    chosen = outputs[torch.from_numpy(i).to(device), torch.from_numpy(j).to(device)]
-    targets = torch.from_numpy(values).to(device)
-    if maps.kind == "distance":
-        shift, scale = standard
-        return functional.mse_loss(chosen, (targets - shift) / scale)
-    return functional.binary_cross_entropy_with_logits(chosen, targets)
 
 
 def _maps(data: TuningData) -> MapTargets:

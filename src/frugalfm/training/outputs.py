@@ -10,10 +10,11 @@ from torch.nn import functional
 from frugalfm.encoders.devices import Precision, autocast, limit_batch
 from frugalfm.encoders.heads import residue_logits
 from frugalfm.tasks.kinds import IGNORED, NUMBERS, Kind
+from frugalfm.tasks.maps import MapTargets
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.training.labelled import TuningData
 
-__all__ = ["Standard", "accumulate", "decide", "forward", "run_model"]
+__all__ = ["Standard", "accumulate", "decide", "forward", "map_of_residues", "run_model"]
 
 Standard = tuple[float, float]
 """Mean and standard deviation that numbers are trained in."""
@@ -60,22 +61,22 @@ def accumulate(
 ) -> Tensor:
     """Add up the gradient of the mean loss of some rows, in as many passes as memory asks for.
 
+    The mean is over sequences, of residues' labels over residues. The loss of a map is the mean
+    over its valid pairs: cross-entropy of contacts and base pairs, squared error of standardised
+    distances; a map without any counts as zero.
+
     Returns
     -------
     Tensor
         The loss, on the CPU.
     """
-    shift, scale = standard
-    items = max(1, sum(int((data.targets[row] != IGNORED).sum()) for row in rows))
-    if data.kind in NUMBERS or data.kind == "multilabel":
-        items = len(rows)
+    items = len(rows)
+    if data.kind == "token":
+        items = max(1, sum(int((data.targets[row] != IGNORED).sum()) for row in rows))
     total = torch.zeros(())
     for part in plan_by_length(data.lengths[rows], batch_tokens):
         outputs = _read(model, data, rows[part], precision)
-        targets = np.concatenate([data.targets[row] for row in rows[part]])
-        if data.kind in NUMBERS:
-            targets = (targets - shift) / scale
-        loss = _sum_losses(data.kind, outputs, torch.from_numpy(targets).to(outputs.device)) / items
+        loss = _sum_losses(data, outputs, rows[part], standard) / items
         loss.backward()
         total = total + loss.detach().cpu()
     return total
@@ -97,13 +98,43 @@ def _read(model: nn.Module, data: TuningData, rows: np.ndarray, precision: Preci
     return residue_logits(logits, data.sizes[rows].tolist()) if data.kind == "token" else logits
 
 
-def _sum_losses(kind: Kind, outputs: Tensor, targets: Tensor) -> Tensor:
-    if kind in NUMBERS:
+def _sum_losses(data: TuningData, outputs: Tensor, rows: np.ndarray, standard: Standard) -> Tensor:
+    if data.maps is not None:
+        losses = [
+            _lose_map(map_of_residues(data, outputs, at, row), data.maps, int(row), standard)
+            for at, row in enumerate(rows)
+        ]
+        return torch.stack(losses).sum()
+    found = np.concatenate([data.targets[row] for row in rows])
+    if data.kind in NUMBERS:
+        shift, scale = standard
+        found = (found - shift) / scale
+    targets = torch.from_numpy(found).to(outputs.device)
+    if data.kind in NUMBERS:
         return functional.mse_loss(outputs[:, 0], targets.float(), reduction="sum")
-    if kind == "multilabel":
+    if data.kind == "multilabel":
         return (
             functional.binary_cross_entropy_with_logits(outputs, targets.float(), reduction="none")
             .mean(1)
             .sum()
         )
     return functional.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
+
+
+def map_of_residues(data: TuningData, logits: Tensor, at: int, row: int) -> Tensor:
+    """Cut the map of a row's residues out of a padded batch's."""
+    end = len(data.sequences[row]) + 1
+    return logits[at, 1:end, 1:end]
+
+
+def _lose_map(outputs: Tensor, maps: MapTargets, row: int, standard: Standard) -> Tensor:
+    i, j, values = maps.pairs(row)
+    if not len(values):
+        return outputs.sum() * 0
+    device = outputs.device
+    chosen = outputs[torch.from_numpy(i).to(device), torch.from_numpy(j).to(device)]
+    targets = torch.from_numpy(values).to(device)
+    if maps.kind == "distance":
+        shift, scale = standard
+        return functional.mse_loss(chosen, (targets - shift) / scale)
+    return functional.binary_cross_entropy_with_logits(chosen, targets)

@@ -27,7 +27,6 @@ from frugalfm.tokens.codec import Codec
 from frugalfm.training.labelled import TuningData
 from frugalfm.training.loop import mean_finite
 from frugalfm.training.map_outputs import (
-    accumulate_maps,
     find_standard,
     measure_maps,
     positions_head,
@@ -179,9 +178,8 @@ class _Run:
         self.model.train()
         # Dropout depends on the step alone, so a resumed run needs no saved generator.
         torch.manual_seed((recipe.seed << 32) + step)
-        add_up = accumulate if self.train.maps is None else accumulate_maps
         self.losses.append(
-            add_up(
+            accumulate(
                 self.model, self.train, rows, recipe.batch_tokens, recipe.precision, self.standard
             )
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from frugalfm.training.predicting import TaskHead, TaskRunner
     from frugalfm.training.prediction_run import PredictionRun
 
-__all__ = ["predict"]
+__all__ = ["open_runner", "predict", "read_head"]
 
 
 @with_paths
@@ -92,7 +92,7 @@ def predict(
 
     check_name(out)
     require_positive(batch_tokens=batch_tokens)
-    head, own_precision = _read_head(checkpoint)
+    head, own_precision = read_head(checkpoint)
     table = PredictionTable(head, probabilities)
     if table.nested and out.suffix != ".parquet":
         raise InputError(f"{out}: these predictions hold lists; only .parquet does, too")
@@ -116,7 +116,7 @@ def predict(
         clear_leftovers(out)
         print(f"{out}: already there, made by the same call")
         return out
-    runner = _load_runner(checkpoint, base, head, batch_tokens, precision, place)
+    runner = open_runner(checkpoint, base, head, batch_tokens, precision, place)
     # Reading everything first costs little beside the model, and finds bad records at once.
     survey = survey_records(sequences, runner.codec, head, too_long)
     run = PredictionRun(runner, table, sequences, too_long, survey, window_size(batch_tokens))
@@ -140,7 +140,7 @@ def _describe(out: Path, run: PredictionRun, seconds: float) -> str:
     return said
 
 
-def _read_head(checkpoint: Path) -> tuple[TaskHead, Literal["fp32", "bf16"]]:
+def read_head(checkpoint: Path) -> tuple[TaskHead, Literal["fp32", "bf16"]]:
     """Tell what a checkpoint predicts and in which precision, before anything heavy is loaded."""
     from frugalfm.deployment.runtime import is_deployed, read_card
     from frugalfm.quantization.subjects import check_subject
@@ -182,7 +182,7 @@ def _check_device(checkpoint: Path, device: str) -> str:
     return "cpu"
 
 
-def _load_runner(
+def open_runner(
     checkpoint: Path,
     base: Path | None,
     head: TaskHead,
@@ -190,6 +190,7 @@ def _load_runner(
     precision: Literal["fp32", "bf16"] | None,
     place: torch.device,
 ) -> TaskRunner:
+    """Load whatever predicts: what was tuned, a foreign model with a head, or one deployed."""
     from transformers import AutoTokenizer
 
     from frugalfm.deployment.runtime import is_deployed, load_deployed
