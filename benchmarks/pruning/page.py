@@ -33,8 +33,9 @@ def render_table(content: dict[str, Any]) -> str:
         cells.append(f"{training['validation_loss']:.3f}" if "validation_loss" in training else "")
         for task, way in settings:
             found = values[task, way, arm["name"]]
-            half = (found["high"] - found["low"]) / 2
-            cells.append(f"{found['value']:.3f} ± {half:.3f}{_mark(better, task, way, arm)}")
+            cells.append(
+                f"{found['value']:.3f} ± {_half(found):.3f}{_mark(better, task, way, arm)}"
+            )
         rows.append(cells)
     return tabulate(["arm", "sequences", "share", "epochs", "val. loss", *names], rows)
 
@@ -88,9 +89,36 @@ def _describe(name: str, content: dict[str, Any]) -> str:
         f"![values and intervals](pruning-{name}.png)",
         "**Verdict.** " + "\n- ".join(content["verdict"]["words"]),
     ]
+    if content.get("losses"):
+        parts.append(_render_losses(content))
     if content["sources"] and len(content["sources"]) > 1:
         parts.append(_render_sources(content["sources"], arms))
     return "\n\n".join(parts)
+
+
+def _render_losses(content: dict[str, Any]) -> str:
+    """The masked loss on held-out sequences, and how far it is from the rival's."""
+    losses, rival = content["losses"], content["goal"]["against"]
+    values = {(v["mean"], v["arm"]): v for v in losses["values"]}
+    differences = {(d["mean"], d["arm"]): d for d in losses["differences"]}
+    means = list(dict.fromkeys(mean for mean, _ in values))
+    rows = []
+    for arm in content["arms"]:
+        row = [arm["name"]]
+        for mean in means:
+            row.append(f"{values[mean, arm['name']]['value']:.4f}")
+            found = differences.get((mean, arm["name"]))
+            row.append(f"{found['value']:+.4f} ± {_half(found):.4f}" if found else "")
+        rows.append(row)
+    heads = [head for mean in means for head in (f"mean over {mean}", f"minus {rival}'s, paired")]
+    return (
+        "Masked loss on held-out sequences, every residue predicted once, in nats (lower is "
+        f"better):\n\n{tabulate(['arm', *heads], rows)}"
+    )
+
+
+def _half(found: dict[str, Any]) -> float:
+    return float(found["high"] - found["low"]) / 2
 
 
 def _render_sources(sources: list[dict[str, Any]], arms: list[dict[str, Any]]) -> str:

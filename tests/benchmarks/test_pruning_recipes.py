@@ -279,6 +279,13 @@ def test_a_recipe_end_to_end_and_left_on_the_way(tmp_path, capsys):
     assert page.main([str(tmp_path / "docs"), f"tiny={out}"]) == 0
     text = (tmp_path / "docs/pruning.md").read_text()
     assert "source0" in text
+    assert "| arm | mean over sequences | minus random-10x's, paired | mean over sources |" in text
+    (of_top,) = (
+        entry["value"]
+        for entry in content["losses"]["values"]
+        if (entry["mean"], entry["arm"]) == ("sequences", "top")
+    )
+    assert f"| top | {of_top:.4f} |" in text
     assert (tmp_path / "docs/pruning-tiny.png").is_file()
 
 
