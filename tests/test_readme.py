@@ -61,6 +61,13 @@ def test_named_files_exist():
             assert (path.parent / target).exists(), f"{document} links to {target}"
 
 
+def test_every_tutorial_and_result_is_linked():
+    linked = re.findall(r"\]\((docs/[^)#]+)\)", (ROOT / "README.md").read_text())
+    for folder in ("tutorials", "results"):
+        for page in (ROOT / "docs" / folder).glob("*.md"):
+            assert str(page.relative_to(ROOT)) in linked, f"the README does not name {page.name}"
+
+
 def test_version_is_in_one_place():
     assert re.fullmatch(r"\d+\.\d+\.\d+", frugalfm.__version__)
     for path in (ROOT / "pyproject.toml", ROOT / "CITATION.cff"):
