@@ -7,9 +7,7 @@ from frugalfm.coreset.strategies import Plan
 
 
 def plan_of(populations, quotas, cell):
-    return Plan(
-        ("length",), cell, np.array(populations), np.array(quotas), (), lambda chosen: None, ""
-    )
+    return Plan(("length",), cell, np.array(populations), np.array(quotas))
 
 
 def places(drawn):

@@ -31,6 +31,13 @@ def test_agrees_with_plain_python(texts, seed):
     assert found.tolist() == [digest(text, seed, "p") for text in texts]
 
 
+def test_ids_of_one_length_agree_with_plain_python():
+    for length in range(41):
+        texts = [f"{i:040d}"[40 - length :] for i in (0, 7, 12345678901234567890)]
+        found = hash_ids(pa.array(["x", *texts], pa.string()).slice(1), 3)
+        assert found.tolist() == [digest(text, 3) for text in texts]
+
+
 def test_neighbours_and_offsets_do_not_matter():
     texts = [f"{'x' * (i % 23)}{i}" for i in range(40_000)]
     whole = hash_ids(pa.array(texts), 3)

@@ -59,6 +59,20 @@ def test_what_was_found_is_remembered(write_scores, monkeypatch):
         assert rankings["influence"].at({0: [50]})[0, 50] == first[0, 50]
 
 
+def test_ranks_are_found_by_watching(write_scores, monkeypatch):
+    scores = np.random.default_rng(0).normal(1, 0.01, 3000).round(4).astype(np.float32)
+    scores[:900] = -0.0
+    ranks = [1, 500, 901, 1777, 3000]
+    with open_pool(write_scores(scores)) as (pool, rankings):
+        ranking = rankings["influence"]
+        expected = Ranking(pool, "influence").at({0: ranks})
+        watch = ranking.watch(ranks)
+        for part in np.array_split(scores, 7):
+            watch.add(part)
+        monkeypatch.setattr(pool, "map", None)
+        assert ranking.at({0: ranks}) == expected
+
+
 def test_buckets_are_in_order():
     values = np.float32([-np.inf, -7, -1e-30, 0, 1e-44, 2, 2.5, 3e38, np.inf])
     counts = np.zeros(1 << 16, np.int64)

@@ -29,13 +29,14 @@ from frugalfm.coreset.report import (
 )
 from frugalfm.coreset.strategies import (
     PREFERENCES,
-    Deciles,
     Part,
     Plan,
+    Strata,
     Strategy,
     plan_random,
     plan_window,
     score_deciles,
+    watch_deciles,
 )
 from frugalfm.coreset.tally import Tally
 from frugalfm.errors import InputError
@@ -180,45 +181,46 @@ def write_selection(
             )
         names = _align(pool, score_files, clusters, sources)
         budget = parse_budget(choice.budget, pool.size)
-        deciles = score_deciles(rankings["influence"], _likely_ranks(choice, budget, pool.size))
         not_eligible = _restrict(pool, choice)
-        plan = _plan(pool, rankings, deciles, choice, budget, names)
-        whole, chosen = Tally(len(names)), Tally(len(names))
+        plan = _plan(pool, rankings, choice, budget, names)
+        chosen, whole = Tally(len(names)), Tally(len(names), watch_deciles(rankings["influence"]))
         whole.influences = rankings["influence"].counts[0]
         beside = [name for name in ("source", "cluster") if name in pool.aligned]
         carry = ["row", "id", "influence", *Tally.columns, *beside]
         drawn = draw(pool, plan, seed=choice.seed, carry=carry, tally=whole)
-        strata, tenths = _write(drawn, plan, deciles, chosen, selection, budget)
+        deciles = score_deciles(rankings["influence"])
+        strata = plan.strata or deciles
+        counts = _write(drawn, strata, deciles, chosen, selection, budget)
         report: dict[str, Any] = {
             "strategy": choice.strategy,
             "budget": budget,
             "not_eligible": not_eligible,
         }
-        report |= occupancy(whole, chosen, plan, strata, deciles, tenths)
+        report |= occupancy(whole, chosen, strata, *counts, dropped=plan.dropped)
         report["sources"] = source_composition(names, whole, chosen)
         report["clusters"] = _clusters(pool, drawn) if clusters else None
         return report
 
 
 def _write(
-    drawn: Drawn, plan: Plan, deciles: Deciles, chosen: Tally, path: Path, budget: int
+    drawn: Drawn, strata: Strata, deciles: Strata, chosen: Tally, path: Path, budget: int
 ) -> tuple[Counts, Counts]:
     """Write the selection, and count what it took from which stratum and tenth of the pool."""
-    strata = np.zeros(1 + max(stratum.number for stratum in plan.strata), np.int64)
-    tenths = np.zeros(len(deciles.strata), np.int64)
+    counts = np.zeros(1 + max(stratum.number for stratum in strata.all), np.int64)
+    tenths = np.zeros(len(deciles.all), np.int64)
     last = -1
     with pq.ParquetWriter(path, _SELECTION, use_dictionary=False) as writer:
         for batch in drawn.batches():
             columns = {name: batch[name].to_numpy() for name in batch.schema.names if name != "id"}
-            stratum = plan.stratum(columns)
+            stratum = strata.number(columns)
             writer.write_table(
                 pa.table([batch["id"], batch["row"], batch["influence"],
                           pa.array(stratum, pa.int32())], schema=_SELECTION)
             )  # fmt: skip
             chosen.add(columns)
             count_upper(chosen.influences, columns["influence"])
-            np.add.at(strata, stratum, 1)
-            np.add.at(tenths, deciles.number(columns["influence"]), 1)
+            np.add.at(counts, stratum, 1)
+            np.add.at(tenths, deciles.number(columns), 1)
             if not (np.diff(columns["row"], prepend=last) > 0).all():
                 raise AssertionError("chose a sequence twice")
             last = columns["row"][-1] if len(batch) else last
@@ -226,13 +228,12 @@ def _write(
     # The checks of the pool and the arithmetic of the plan promise this; a coreset must keep it.
     if chosen.size != budget:
         raise AssertionError(f"chose {chosen.size} sequences, not {budget}")
-    return strata, tenths
+    return counts, tenths
 
 
 def _plan(
     pool: Pool,
     rankings: Mapping[str, Ranking],
-    deciles: Deciles,
     choice: Choice,
     budget: int,
     names: Sequence[str],
@@ -249,7 +250,7 @@ def _plan(
         raise _too_large(pool, choice, budget, sizes[0], capacities[0])
     parts = list(map(Part, sizes, share_out(budget, capacities, names, mixture)))
     if choice.strategy == "random":
-        return plan_random(groups, parts, deciles)
+        return plan_random(groups, parts)
     if covers:
         return plan_coverage(
             pool,
@@ -270,19 +271,9 @@ def _plan(
         place,
         groups,
         parts,
-        deciles,
         by_length=choice.strategy.endswith("-by-length"),
         ranking=rankings[column],
     )
-
-
-def _likely_ranks(choice: Choice, budget: int, size: int) -> list[int]:
-    """Ranks of the influence that the strategy will ask for, if the pool is not divided."""
-    if choice.strategy == "top-influence":
-        return [size - budget + 1]
-    if choice.strategy.startswith("coverage"):
-        return [size - hardest(size, choice.drop_hardest)]
-    return []
 
 
 def _too_large(pool: Pool, choice: Choice, budget: int, size: int, capacity: int) -> InputError:

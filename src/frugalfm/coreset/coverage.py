@@ -14,17 +14,17 @@ import numpy.typing as npt
 from frugalfm.coreset.budgets import allocate
 from frugalfm.coreset.draw import draw
 from frugalfm.coreset.order import (
-    KEY_OF_UPPER,
     WHOLE,
     Groups,
     Numbers,
     OrderStatistic,
     Ranking,
+    key_of_upper,
     sort_keys,
     upper_bits,
 )
 from frugalfm.coreset.pool import Block, Pool
-from frugalfm.coreset.strategies import Part, Plan, Stratum
+from frugalfm.coreset.strategies import Part, Plan, Strata, Stratum
 from frugalfm.errors import InputError
 
 __all__ = ["hardest", "plan_coverage"]
@@ -106,13 +106,15 @@ def plan_coverage(
         cuts.cell,
         populations.reshape(-1),
         quotas.reshape(-1),
-        [
-            Stratum(g * strata + s, low, high, int(populations[g, s]))
-            for g in ends
-            for s, (low, high) in enumerate(cuts.ranges(g, ends[g][0].value))
-        ],
-        lambda chosen: chosen["cell"],
-        f"{'log-' if logarithmic else 'equal-width '}score range",
+        Strata(
+            f"{'log-' if logarithmic else 'equal-width '}score range",
+            [
+                Stratum(g * strata + s, low, high, int(populations[g, s]))
+                for g in ends
+                for s, (low, high) in enumerate(cuts.ranges(g, ends[g][0].value))
+            ],
+            lambda chosen: chosen["cell"],
+        ),
         sum(dropped[g] for g in ends),
         without,
     )
@@ -157,7 +159,7 @@ class _Cuts:
             at_last = np.searchsorted(keys, first + np.uint64(0xFFFF), side="right")
             table = np.where(at_first == at_last, at_first, _UNSURE)
             table[table == strata] = _ASIDE
-            tables.append(table[KEY_OF_UPPER].astype(np.int16))
+            tables.append(table[key_of_upper()].astype(np.int16))
             tables[-1][_NEGATIVE_ZERO] = _UNSURE
             bounds.append(keys + (np.uint64(number) << _GROUP_BITS))
         self._tables, self._bounds = np.stack(tables), np.concatenate(bounds)
@@ -253,9 +255,7 @@ def _draw_surplus(
         return np.where(block["influence"] == values[group], group, np.int32(-1))
 
     columns = ("influence", *groups.columns)
-    plan = Plan(
-        columns, cell, populations, quotas, (), lambda chosen: chosen["cell"], "", ties_only=True
-    )
+    plan = Plan(columns, cell, populations, quotas, ties_only=True)
     # An own purpose: were the same hash used twice, survivors would be favoured in the draw.
     drawn = draw(pool, plan, seed=seed, purpose="drop", among=tied)
     return np.concatenate([batch["place"].to_numpy() for batch in drawn.batches()])

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from frugalfm.coreset.ids import Words, hash_ids
 from frugalfm.coreset.order import Numbers
-from frugalfm.coreset.pool import MOST_ROWS, Block, Mask, Pool
+from frugalfm.coreset.pool import MOST_ROWS, Block, Pool
 from frugalfm.coreset.strategies import Plan
 from frugalfm.coreset.tally import Tally
 
@@ -123,7 +123,7 @@ def _attempt(
     pool: Pool, search: _Search, path: Path, tally: Tally | None, among: Sequence[int] | None
 ) -> tuple[Drawn, npt.NDArray[np.int64]]:
     def look(blocks: Iterator[Block]) -> tuple[pa.Table | None, Tally | None]:
-        seen = Tally(len(tally.sources)) if tally is not None else None
+        seen = Tally(len(tally.sources), tally.watch) if tally is not None else None
         found = []
         for block in blocks:
             if seen is not None:
@@ -192,7 +192,10 @@ class _Search:
     def candidates(self, block: Block) -> dict[str, Any] | None:
         """Return ``place, cell, hash`` and the columns to carry; None if there are none."""
         cell = self.plan.cell(block)
-        places, hashes = (self._few if self.plan.ties_only else self._many)(block, cell)
+        if cell is not None and self.plan.ties_only:
+            places, hashes = self._few(block, cell)
+        else:
+            places, hashes = self._many(block, cell)
         own = np.zeros(len(places), np.int32) if cell is None else cell[places]
         inside = np.flatnonzero(hashes <= self.bounds.high[own])
         if not len(inside):
@@ -212,13 +215,12 @@ class _Search:
                 found[name] = block[name][places]
         return found
 
-    def _few(self, block: Block, cell: Numbers | None) -> tuple[Places, Words]:
+    def _few(self, block: Block, cell: Numbers) -> tuple[Places, Words]:
         """Hash the ids of those rows only that are drawn; 0 for rows of cells that go whole."""
-        wanted = self._takes[_cells(block, cell)]
-        self._exclude(block, wanted)
-        places = np.flatnonzero(wanted)
+        places = np.flatnonzero(cell >= 0)
+        places = self._allowed(block, places[self._takes[cell[places]]])
         hashes = np.zeros(len(places), np.uint64)
-        drawn = np.flatnonzero(self._partly[_cells(block, cell)[places]])
+        drawn = np.flatnonzero(self._partly[cell[places]])
         if len(drawn):
             ids = block["id"].take(pa.array(places[drawn]))
             hashes[drawn] = hash_ids(ids, self._seed, self._purpose)
@@ -227,24 +229,22 @@ class _Search:
     def _many(self, block: Block, cell: Numbers | None) -> tuple[Places, Words]:
         """Hash all ids."""
         hashes = hash_ids(block["id"], self._seed, self._purpose, out=_memory.hashes)
-        wanted = hashes.view(np.uint16)[3::4] < self._upper[0 if cell is None else cell]
-        self._exclude(block, wanted)
-        places = np.flatnonzero(wanted)
+        upper = self._upper[0] if cell is None else self._upper.take(cell, mode="wrap")
+        places = np.flatnonzero(hashes.view(np.uint16)[3::4] < upper)
+        places = self._allowed(block, places)
         hashes = hashes[places]
         hashes[~self._partly[0 if cell is None else cell[places]]] = 0
         return places, hashes
 
-    def _exclude(self, block: Block, wanted: Mask) -> None:
+    def _allowed(self, block: Block, places: Places) -> Places:
+        """Leave out what is not eligible, and what the plan excludes."""
         if block.eligible is not None:
-            wanted &= block.eligible
+            places = places[block.eligible[places]]
         without = self.plan.without
-        if len(without):
-            first, stop = np.searchsorted(without, (block.start, block.start + block.size))
-            wanted[without[first:stop] - block.start] = False
-
-
-def _cells(block: Block, cell: Numbers | None) -> Numbers:
-    return np.zeros(block.size, np.int32) if cell is None else cell
+        first, stop = np.searchsorted(without, (block.start, block.start + block.size))
+        if stop > first:
+            places = places[~np.isin(places, without[first:stop] - block.start)]
+        return places
 
 
 class _Writer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,9 +20,11 @@ __all__ = [
     "Numbers",
     "OrderStatistic",
     "Ranking",
+    "Watch",
     "bucket_starts",
     "count_upper",
     "in_order",
+    "key_of_upper",
     "sort_keys",
     "upper_bits",
 ]
@@ -70,9 +73,11 @@ def upper_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return values.view(np.uint16)[1::2]
 
 
-KEY_OF_UPPER = np.where(np.arange(1 << 16) < 1 << 15, np.arange(1 << 16) ^ 1 << 15,
-                        (1 << 16) - 1 - np.arange(1 << 16))  # fmt: skip
-"""The upper 16 bits of a value's key, from its own upper 16 bits (of -0.0: just below those)."""
+@functools.cache
+def key_of_upper(bits: int = 16) -> npt.NDArray[np.intp]:
+    """Return the upper bits of a value's key, by the value's own (of -0.0: just below those)."""
+    upper, half = np.arange(1 << bits), 1 << bits - 1
+    return np.where(upper < half, upper ^ half, (1 << bits) - 1 - upper)
 
 
 def count_upper(counts: Counts, values: npt.NDArray[np.float32]) -> None:
@@ -81,10 +86,9 @@ def count_upper(counts: Counts, values: npt.NDArray[np.float32]) -> None:
 
 
 def in_order(counts: Counts) -> Counts:
-    """Put counts of upper bits into the order of the values."""
-    ordered = np.empty_like(counts)
-    ordered[KEY_OF_UPPER] = counts
-    return ordered
+    """Put counts of upper bits, shape ``(..., 2 ** bits)``, into the order of the values."""
+    at = np.argsort(key_of_upper(counts.shape[-1].bit_length() - 1))
+    return counts.take(at, axis=-1)
 
 
 def bucket_starts() -> npt.NDArray[np.float64]:
@@ -92,14 +96,70 @@ def bucket_starts() -> npt.NDArray[np.float64]:
 
     Infinite for those of NaN, at both ends.
     """
-    starts = _values(np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)).tolist()
-    ends = (-math.inf, math.inf)
-    return np.array([ends[n >> 15] if math.isnan(v) else v for n, v in enumerate(starts)])
+    starts = _values(np.arange(1 << 16, dtype=np.uint32) << np.uint32(16))
+    ends = np.repeat(np.array([-np.inf, np.inf], np.float32), 1 << 15)
+    return np.where(np.isnan(starts), ends, starts).astype(np.float64)
 
 
 def _values(keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
     top = np.uint32(1 << 31)
     return np.where(keys & top, keys ^ top, ~keys).view(np.float32)
+
+
+class _Descent:
+    """Some (group, rank): of each the slot, the digits so far, how many are below and equal."""
+
+    def __init__(self, wanted: Sequence[tuple[int, int]], bits: int):
+        self._bits = bits
+        self._at = {key: (key[0], 0, 0, 0) for key in wanted}
+        self.slots = 0
+        self.tables: list[npt.NDArray[np.int32]] = []
+
+    def narrow(self, counts: Counts) -> None:
+        """Find the next digits from their counts, and give a slot to each that differs."""
+        table, self.slots = np.full(counts.shape, -1, np.int32), 0
+        up_to = {slot: np.cumsum(counts[slot]) for slot in {slot for slot, *_ in self._at.values()}}
+        for key, (slot, prefix, fewer, _) in self._at.items():
+            digit = int(np.searchsorted(up_to[slot], key[1] - fewer))
+            if table[slot, digit] < 0:
+                table[slot, digit] = self.slots
+                self.slots += 1
+            equal = int(counts[slot, digit])
+            below = fewer + int(up_to[slot][digit]) - equal
+            self._at[key] = int(table[slot, digit]), prefix << self._bits | digit, below, equal
+        self.tables.append(table)
+
+    def found(self) -> dict[tuple[int, int], OrderStatistic]:
+        values = _values(np.array([at[1] for at in self._at.values()], np.uint32)).tolist()
+        return {
+            key: OrderStatistic(value, *at[2:])
+            for (key, at), value in zip(self._at.items(), values, strict=True)
+        }
+
+
+class Watch:
+    """Counts the lower bits of the values at some ranks, from counts of the upper bits."""
+
+    def __init__(self, counts: Counts, ranks: Sequence[int]):
+        self._search, self._lock = _Descent([(0, rank) for rank in ranks], 16), threading.Lock()
+        self._search.narrow(counts)
+        self._table = self._search.tables[0][0].take(key_of_upper()).astype(np.int16)
+        self._counts = np.zeros(self._search.slots << 16, np.int64)
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """See some values."""
+        values = values + np.float32(0)  # -0.0 becomes 0.0
+        slot = self._table.take(upper_bits(values))
+        places = np.flatnonzero(slot >= 0)
+        lower = sort_keys(values[places]) & np.uint32(0xFFFF)
+        found = (slot[places].astype(np.intp) << 16) + lower
+        with self._lock:
+            np.add.at(self._counts, found, 1)
+
+    def find(self) -> dict[tuple[int, int], OrderStatistic]:
+        """Return what is at the ranks, once all values were seen."""
+        self._search.narrow(self._counts.reshape(-1, 1 << 16))
+        return self._search.found()
 
 
 class Ranking:
@@ -137,81 +197,84 @@ class Ranking:
         self.counts: Counts = self._count([], groups.count) if counts is None else counts
         self.sizes = self.counts.sum(1)
         self._found: dict[tuple[int, int], OrderStatistic] = {}
+        self._watch: Watch | None = None
 
     def at(self, ranks: Mapping[int, Sequence[int]]) -> dict[tuple[int, int], OrderStatistic]:
         """Find the value at each rank, exactly, from (group, rank); the smallest has rank 1.
 
-        What was found before is remembered: to ask for all ranks at once saves passes.
+        What was found or watched before is remembered: to ask for all ranks at once saves passes.
         """
+        if self._watch is not None:
+            self._found |= self._watch.find()
+            self._watch = None
         keys = [(group, rank) for group, own in ranks.items() for rank in own]
         if wanted := [key for key in keys if key not in self._found]:
             self._found |= self._find(wanted)
         return {key: self._found[key] for key in keys}
 
+    def watch(self, ranks: Sequence[int]) -> Watch:
+        """Return what finds these ranks by seeing all values in a pass that is made anyway.
+
+        Once it has, `at` knows them. For the ranking of a whole pool.
+        """
+        self._watch = Watch(self.counts, ranks)
+        return self._watch
+
     def _find(self, wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], OrderStatistic]:
-        at = {key: (key[0], 0, 0, 0) for key in wanted}  # slot, digits so far, below, equal
-        counts, tables = self.counts, list[npt.NDArray[np.int32]]()
+        search, counts = _Descent(wanted, self._bits), self.counts
         for depth in range(32 // self._bits):
             if depth:
-                counts = self._count(tables, 1 + max((slot for slot, *_ in at.values()), default=0))
-            table = np.full(counts.shape, -1, np.int32)
-            for key, (slot, prefix, fewer, _) in at.items():
-                up_to = np.cumsum(counts[slot])
-                digit = int(np.searchsorted(up_to, key[1] - fewer))
-                if table[slot, digit] < 0:
-                    table[slot, digit] = table.max() + 1
-                equal = int(counts[slot, digit])
-                below = fewer + int(up_to[digit]) - equal
-                at[key] = int(table[slot, digit]), prefix << self._bits | digit, below, equal
-            tables.append(table)
-        values = _values(np.array([at[key][1] for key in wanted], np.uint32)).tolist()
-        return {
-            key: OrderStatistic(value, *at[key][2:])
-            for key, value in zip(wanted, values, strict=True)
-        }
+                counts = self._count(search.tables, search.slots)
+            search.narrow(counts)
+        return search.found()
 
     def _count(self, tables: Sequence[npt.NDArray[np.int32]], slots: int) -> Counts:
         """Count the next digit of the values whose digits so far are in the tables."""
-        bits, column = self._bits, self._column
-
-        def look(blocks: Iterator[Block]) -> npt.NDArray[Any]:
-            return np.concatenate([find(block) for block in blocks])
-
-        def find(block: Block) -> npt.NDArray[np.uint32]:
-            keys, slot = sort_keys(block[column]), self._slots(block)
-            if (inside := self._inside(block, slot)) is not None:
-                keys, slot = keys[inside], slot if slot is None else slot[inside]
-            place = self._place(keys, slot, 0)
-            for depth, table in enumerate(tables):
-                next_slot = table.reshape(-1).take(place)
-                found = np.flatnonzero(next_slot >= 0)
-                keys = keys[found]
-                place = self._place(keys, next_slot[found].view(np.uint32), depth + 1)
-            return place
-
+        bits, column, lock = self._bits, self._column, threading.Lock()
         counts = np.zeros(slots << bits, np.int64)
-        for found in self._pool.map(look, [column, *self._groups.columns], desc="rank"):
-            np.add.at(counts, found, 1)
-        return counts.reshape(slots, -1)
+        # First digits are looked up as they are in memory, which costs nothing: so is the table.
+        tables = [tables[0].take(key_of_upper(bits), axis=1), *tables[1:]] if tables else []
+        wanted = (tables[0] >= 0).any(0) if tables else None
 
-    def _slots(self, block: Block) -> npt.NDArray[np.uint32] | None:
-        number = self._groups.number
-        return None if number is None else number(block).astype(np.int32).view(np.uint32)
+        def look(blocks: Iterator[Block]) -> None:
+            for block in blocks:
+                values = block[column] + np.float32(0)  # -0.0 becomes 0.0
+                digit = values.view(f"u{bits // 8}")[32 // bits - 1 :: 32 // bits]
+                places = None if wanted is None else np.flatnonzero(wanted.take(digit))
+                places, group = self._inside(block, places)
+                if places is not None:
+                    values, digit = values[places], digit[places]
+                found = self._next_digit(values, (group << bits) + digit, tables)
+                with lock:
+                    np.add.at(counts, found, 1)
 
-    def _inside(self, block: Block, slot: npt.NDArray[np.uint32] | None) -> Any:
-        """Return the places of the rows that count; None for all."""
-        if slot is None or self._groups.complete:
-            return None if block.eligible is None else np.flatnonzero(block.eligible)
-        inside = slot < np.uint32(self._groups.count)
-        return np.flatnonzero(inside if block.eligible is None else inside & block.eligible)
+        for _ in self._pool.map(look, [column, *self._groups.columns], desc="rank"):
+            pass
+        table = counts.reshape(slots, -1)
+        return table if tables else in_order(table)
 
-    def _place(
-        self, keys: npt.NDArray[np.uint32], slot: npt.NDArray[np.uint32] | None, depth: int
-    ) -> npt.NDArray[np.uint32]:
-        """Return where a table of counts has the next digit of keys whose slots are known."""
-        digit = keys >> np.uint32(32 - self._bits * (depth + 1))
-        if depth:
-            digit &= np.uint32((1 << self._bits) - 1)
-        if slot is not None:
-            digit |= slot << np.uint32(self._bits)
-        return digit
+    def _next_digit(
+        self, values: Any, place: Any, tables: Sequence[npt.NDArray[np.int32]]
+    ) -> npt.NDArray[np.intp]:
+        """Return where a table of counts has the next digit of values that are in the tables."""
+        for depth, table in enumerate(tables, 1):
+            slot = table.reshape(-1).take(place)
+            kept = np.flatnonzero(slot >= 0)
+            values, slot = values[kept], slot[kept].astype(np.intp)
+            digit = sort_keys(values) >> np.uint32(32 - self._bits * (depth + 1))
+            place = (slot << self._bits) + (digit & np.uint32((1 << self._bits) - 1))
+        return np.asarray(place, np.intp)
+
+    def _inside(self, block: Block, places: Any) -> tuple[Any, Any]:
+        """Return which of the rows at `places` (None: of all) count, and their groups."""
+        if block.eligible is not None:
+            eligible = block.eligible if places is None else block.eligible[places]
+            places = np.flatnonzero(eligible) if places is None else places[eligible]
+        if self._groups.number is None:
+            return places, np.intp(0)
+        group = self._groups.number(block if places is None else block.take(places))
+        if not self._groups.complete:
+            inside = np.flatnonzero(group >= 0)
+            places = inside if places is None else places[inside]
+            group = group[inside]
+        return places, group.astype(np.intp)

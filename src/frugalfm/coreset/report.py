@@ -11,7 +11,7 @@ import pyarrow as pa
 from frugalfm.coreset.order import Counts
 from frugalfm.coreset.pool import Block, Pool
 from frugalfm.coreset.sql import limited
-from frugalfm.coreset.strategies import Deciles, Plan
+from frugalfm.coreset.strategies import Strata
 from frugalfm.coreset.tally import Tally, length_histogram, value_histogram
 
 __all__ = ["as_text", "cluster_composition", "occupancy"]
@@ -21,7 +21,7 @@ _MOST_SOURCES = 6
 
 
 def occupancy(
-    pool: Tally, chosen: Tally, plan: Plan, strata: Counts, deciles: Deciles, tenths: Counts
+    pool: Tally, chosen: Tally, strata: Strata, counts: Counts, tenths: Counts, *, dropped: int
 ) -> dict[str, Any]:
     """Describe what was chosen beside the pool.
 
@@ -29,12 +29,12 @@ def occupancy(
     ----------
     pool, chosen
         Counts of both.
-    plan
-        What was drawn.
-    strata
-        How many were chosen, by number of the stratum.
-    deciles, tenths
-        Tenths of the pool by influence, and how many were chosen from each.
+    strata, counts
+        What to count by, and how many were chosen, by number of the stratum.
+    tenths
+        How many were chosen from each tenth of the pool by influence.
+    dropped
+        How many were set aside as the hardest.
 
     Returns
     -------
@@ -47,22 +47,22 @@ def occupancy(
         with ``edges``, one more than bars, ``pool`` and ``chosen``).
     """
     return {
-        "strata_kind": plan.kind,
+        "strata_kind": strata.kind,
         "strata": [
             {
                 "stratum": stratum.number,
                 "low": stratum.low,
                 "high": stratum.high,
                 "population": stratum.population,
-                "chosen": int(strata[stratum.number]),
+                "chosen": int(counts[stratum.number]),
             }
-            for stratum in plan.strata
+            for stratum in strata.all
         ],
-        "filled": sum(stratum.population > 0 for stratum in plan.strata),
-        "dropped": plan.dropped,
+        "filled": sum(stratum.population > 0 for stratum in strata.all),
+        "dropped": dropped,
         "pool": pool.composition(),
         "chosen": chosen.composition(),
-        "score_deciles": [int(tenths[stratum.number]) for stratum in deciles.strata],
+        "score_deciles": tenths.tolist(),
         "histograms": {
             "influence": value_histogram(pool.influences, chosen.influences),
             "loss": value_histogram(pool.losses, chosen.losses),

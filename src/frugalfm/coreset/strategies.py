@@ -16,20 +16,21 @@ import numpy.typing as npt
 
 from frugalfm.coreset.budgets import apportion, length_bin_start
 from frugalfm.coreset.eligible import Preference
-from frugalfm.coreset.order import WHOLE, Groups, Numbers, OrderStatistic, Ranking
+from frugalfm.coreset.order import WHOLE, Groups, Numbers, OrderStatistic, Ranking, Watch
 from frugalfm.coreset.pool import Block, Pool
 
 __all__ = [
     "PREFERENCES",
-    "Deciles",
     "Part",
     "Plan",
+    "Strata",
     "Strategy",
     "Stratum",
     "length_bins",
     "plan_random",
     "plan_window",
     "score_deciles",
+    "watch_deciles",
 ]
 
 Strategy = Literal[
@@ -63,11 +64,15 @@ class Stratum(NamedTuple):
     population: int
 
 
-class Deciles(NamedTuple):
-    """Tenths of the pool by influence, and the tenth of any influence."""
+class Strata(NamedTuple):
+    """What the strata are, in words; all of them, ascending; and the number of that of chosen rows.
 
-    strata: Sequence[Stratum]
-    number: Callable[[npt.NDArray[np.float32]], Numbers]
+    The last from the columns ``cell``, ``influence`` and ``length``.
+    """
+
+    kind: str
+    all: Sequence[Stratum]
+    number: Callable[[Mapping[str, Any]], Numbers]
 
 
 class Part(NamedTuple):
@@ -91,11 +96,7 @@ class Plan:
     populations, quotas
         How many rows each cell has, and how many of them to draw.
     strata
-        What the report counts, in ascending order.
-    stratum
-        Stratum of chosen rows, from their columns ``cell``, ``influence`` and ``length``.
-    kind
-        What the strata are, in words.
+        What the report counts; None for tenths of the pool by influence.
     dropped
         How many of the hardest sequences were set aside first.
     without
@@ -108,41 +109,45 @@ class Plan:
     cell: Callable[[Block], Numbers | None]
     populations: npt.NDArray[np.int64]
     quotas: npt.NDArray[np.int64]
-    strata: Sequence[Stratum]
-    stratum: Callable[[Mapping[str, Any]], Numbers]
-    kind: str
+    strata: Strata | None = None
     dropped: int = 0
     without: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     ties_only: bool = False
 
 
-def score_deciles(ranking: Ranking, others: Sequence[int] = ()) -> Deciles:
+def watch_deciles(ranking: Ranking) -> Watch:
+    """Return what has to see all influences before :func:`score_deciles`."""
+    return ranking.watch([1, *_decile_ranks(ranking)])
+
+
+def score_deciles(ranking: Ranking) -> Strata:
     """Cut the pool into tenths by influence, from the lowest; equal influences stay together.
 
-    Each tenth reaches from just above the one before up to and including its ``high``. What is at
-    `others`, more ranks, is found in the same pass and remembered.
+    Each tenth reaches from just above the one before up to and including its ``high``.
     """
-    size = int(ranking.sizes[0])
-    ranks = [-(-tenth * size // 10) for tenth in range(1, 11)]
-    found = ranking.at({0: [1, *ranks, *others]})
+    ranks = _decile_ranks(ranking)
+    found = ranking.at({0: [1, *ranks]})
     tops = [found[0, rank] for rank in ranks]
     lows = [found[0, 1].value, *(top.value for top in tops)]
     up_to = [0, *(top.below + top.equal for top in tops)]
     strata = [Stratum(i, lows[i], lows[i + 1], up_to[i + 1] - up_to[i]) for i in range(len(tops))]
     inner = np.array([top.value for top in tops[:-1]], np.float32)
-    return Deciles(strata, lambda influence: np.searchsorted(inner, influence))
+    return Strata(
+        "score decile", strata, lambda chosen: np.searchsorted(inner, chosen["influence"])
+    )
 
 
-def plan_random(groups: Groups, parts: Sequence[Part], deciles: Deciles) -> Plan:
+def _decile_ranks(ranking: Ranking) -> list[int]:
+    return [-(-tenth * int(ranking.sizes[0]) // 10) for tenth in range(1, 11)]
+
+
+def plan_random(groups: Groups, parts: Sequence[Part]) -> Plan:
     """Draw uniformly, whatever the scores."""
     return Plan(
         groups.columns,
         groups.number or (lambda _: None),
         np.array([part.size for part in parts]),
         np.array([part.quota for part in parts]),
-        deciles.strata,
-        lambda chosen: deciles.number(chosen["influence"]),
-        "score decile",
     )
 
 
@@ -152,7 +157,6 @@ def plan_window(
     place: Literal["top", "middle", "bottom"],
     groups: Groups,
     parts: Sequence[Part],
-    deciles: Deciles,
     *,
     by_length: bool = False,
     ranking: Ranking,
@@ -184,17 +188,13 @@ def plan_window(
     ]
     cells = [window.cells() if window else [(0, 0)] * 3 for window in windows]
     populations, drawn = np.array(cells, np.int64).reshape(-1, 2).T
-    strata, stratum, kind = deciles.strata, _decile_of(deciles), "score decile"
-    if by_length:
-        strata, stratum, kind = _bin_strata(sizes), _bin_of, "length bin"
+    strata = Strata("length bin", _bin_strata(sizes), _bin_of) if by_length else None
     return Plan(
         (column, *inside.columns),
         _window_cells(column, windows, inside),
         populations,
         drawn,
         strata,
-        stratum,
-        kind,
         ties_only=True,
     )
 
@@ -224,19 +224,17 @@ def _window_cells(
     nothing = (np.inf, -np.inf)
     bounds = [(w.low.value, w.high.value) if w else nothing for w in windows]
     lows, highs = np.array(bounds, np.float32).T
+    lowest, highest = lows.min(), highs.max()
 
     def cell(block: Block) -> Numbers:
-        values = block[column]
-        if groups.number is None:
-            places = np.flatnonzero((values >= lows[0]) & (values <= highs[0]))
-            group: Any = 0
-        else:
-            group = groups.number(block)
-            inside = (values >= lows[group]) & (values <= highs[group]) & (group >= 0)
-            places = np.flatnonzero(inside)
-            group = group[places]
         found = np.full(block.size, -1, np.int32)
-        values = values[places]
+        values = block[column]
+        places = np.flatnonzero((values >= lowest) & (values <= highest))
+        values, group = values[places], np.zeros(len(places), np.int32)
+        if groups.number is not None:
+            group = groups.number(block.take(places))
+            inside = (values >= lows[group]) & (values <= highs[group]) & (group >= 0)
+            places, values, group = places[inside], values[inside], group[inside]
         kind = np.where(values == lows[group], 1, np.where(values == highs[group], 2, 0))
         found[places] = 3 * group + kind
         return found
@@ -277,10 +275,6 @@ def _by_bin(sizes: npt.NDArray[np.int64], parts: Sequence[Part]) -> npt.NDArray[
             for number, quota in apportion(part.quota, of_bin).items():
                 quotas[row, number] = quota
     return quotas.reshape(-1)
-
-
-def _decile_of(deciles: Deciles) -> Callable[[Mapping[str, Any]], Numbers]:
-    return lambda chosen: deciles.number(chosen["influence"])
 
 
 def _bin_of(chosen: Mapping[str, Any]) -> Numbers:

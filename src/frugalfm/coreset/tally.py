@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frugalfm.coreset.budgets import length_bin, length_bin_start
-from frugalfm.coreset.order import Counts, bucket_starts, count_upper, in_order
+from frugalfm.coreset.order import Counts, Watch, bucket_starts, count_upper, in_order
 
 __all__ = ["QUANTILES", "Tally"]
 
@@ -27,12 +27,14 @@ class Tally:
     ----------
     sources
         Number of sources; 0 if they are not known.
+    watch
+        Is shown all influences.
     """
 
     columns = ("length", "loss")
 
-    def __init__(self, sources: int = 0):
-        self.size = 0
+    def __init__(self, sources: int = 0, watch: Watch | None = None):
+        self.size, self.watch = 0, watch
         self.influences: Counts = np.zeros(1 << 16, np.int64)
         self._losses: Counts = np.zeros(1 << 16, np.int64)
         self.sources: Counts = np.zeros(sources, np.int64)
@@ -52,6 +54,8 @@ class Tally:
         np.add.at(self._lengths, length.astype(np.intp), 1)
         if len(self.sources):
             np.add.at(self.sources, columns["source"], 1)
+        if self.watch is not None:
+            self.watch.add(columns["influence"])
 
     def merge(self, other: Tally) -> None:
         """Count what another one has counted."""
@@ -141,7 +145,8 @@ def value_histogram(pool: Counts, chosen: Counts) -> dict[str, list[Any]]:
         low, high, _MOST_BARS + 1
     )  # fmt: skip
     # Every edge is where a bucket begins, so that counts are exact.
-    cuts = np.unique(np.searchsorted(starts, wanted))
+    cuts = np.searchsorted(starts, wanted)
+    cuts = cuts[np.diff(cuts, prepend=-1) > 0]
     edges = starts[cuts]
     return {
         "edges": [float(f"{edge:.6g}") for edge in edges],
