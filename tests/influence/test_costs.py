@@ -82,6 +82,7 @@ def measured():
         scoring=Rates(np.array([102.0]), np.array([1e-5])),
         scoring_peak=Peak(1e9, 5e9),
         training=Trained(Rates(np.array([102.0]), np.array([1e-4])), 3e-5, 2, 12e6, Peak(2e9, 3e9)),
+        adapting_peak=Peak(1.5e9, 2.5e9),
         score_shapes=lambda n: Shapes(np.array([102.0]), np.array([102.0]), n),
         train_shapes=lambda n: Shapes(np.array([1020.0]), np.array([102.0]), n / 10),
     )
@@ -94,7 +95,7 @@ def test_a_plan_adds_up(measured):
     assert build.disk == 60e6
     # Load; read twice and encode; 102 tokens at 10 us for pool and subset; the adaptation.
     assert score.seconds == pytest.approx(3 + 0.2 + 0.2 + 1_002_000 * 102e-5 + 2000 * 102e-4)
-    assert score.memory == 2e9
+    assert score.memory == 1.5e9
     assert score.device_memory == 5e9
     assert score.disk == 20e6 + 4e6
     assert select.seconds == pytest.approx(0.1)
@@ -139,3 +140,13 @@ def test_the_table_leaves_out_what_is_not_known():
 )
 def test_times_have_their_unit(seconds, words):
     assert costs.say_time(seconds) == words
+
+
+def test_smaller_batches_take_less_of_what_grows_with_them():
+    """By hand: 1 GB before, 3 GB more, of which 1 GB is gradients and the optimizer's state."""
+    found = Peak(4e9, 5e9, 1e9, 0.0).scale(0.5, 1e9)
+    assert found.host == pytest.approx(1e9 + 1e9 + 0.5 * 2e9)
+    assert found.device == pytest.approx(1e9 + 0.5 * 4e9)
+    assert Peak(4e9, None, 1e9).scale(1.0, 1e9) == Peak(4e9, None)
+    # No more is taken off than there was.
+    assert Peak(1.2e9, None, 1e9).scale(0.5, 1e9).host == pytest.approx(1.2e9)

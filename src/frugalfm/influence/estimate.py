@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frugalfm.encoders import save_encoder
 from frugalfm.influence.costs import Cost, Rates, Shapes
 from frugalfm.influence.gradients import Gradients
+from frugalfm.influence.pool import ADAPT_BATCH
 from frugalfm.influence.probe import (
     Peak,
     Sample,
@@ -92,6 +93,8 @@ class Measured:
         Of batches of scores, and memory.
     training
         Of optimizer steps.
+    adapting_peak
+        Memory of the adaptation, whose batches are smaller.
     score_shapes, train_shapes
         From a number of sequences to the batches of one pass.
     """
@@ -109,6 +112,7 @@ class Measured:
     scoring: Rates
     scoring_peak: Peak
     training: Trained
+    adapting_peak: Peak
     score_shapes: Callable[[int], Shapes]
     train_shapes: Callable[[int], Shapes]
 
@@ -181,6 +185,9 @@ def measure(
         scoring=rates,
         scoring_peak=peak,
         training=trained,
+        adapting_peak=trained.peak.scale(
+            min(1.0, ADAPT_BATCH / training.batch_tokens), trained.save_bytes
+        ),
         score_shapes=_extend(
             lengths, lambda some: score_shapes(gradients, some, recipe.batch_tokens)
         ),
@@ -244,9 +251,8 @@ def _predict_score(plan: Plan, measured: Measured) -> Cost:
         seconds += measured.training.rates.total(measured.train_shapes(subset))
     peak = measured.scoring_peak
     if plan.adapt:
-        peak = Peak(
-            max(peak.host, measured.training.peak.host), _larger(peak, measured.training.peak)
-        )
+        adapting = measured.adapting_peak
+        peak = Peak(max(peak.host, adapting.host), _larger(peak, adapting))
     disk = plan.sequences * measured.score_bytes + plan.adapt * measured.checkpoint_bytes
     return Cost("score", seconds, peak.host, peak.device, disk)
 

@@ -41,7 +41,8 @@ from frugalfm.training.loop import Recipe, train
 
 __all__ = ["draw_subset", "score_pool", "summarise"]
 
-_ADAPT_BATCH = 8192  # Fixed, so that scores do not depend on --batch-tokens.
+ADAPT_BATCH = 8192
+"""Tokens of a batch of the adaptation; fixed, so that scores do not depend on --batch-tokens."""
 _PIECE = 1 << 22  # residues that are claimed, encoded and scored at a time
 _SCORES = ("influence", "loss", "n_tokens")
 
@@ -174,7 +175,7 @@ def _adapt(
     assert recipe.adapt is not None
     training = Recipe(
         steps=0,
-        batch_tokens=_ADAPT_BATCH,
+        batch_tokens=ADAPT_BATCH,
         learning_rate=recipe.adapt,
         seed=recipe.seed,
         precision=gradients.precision,

@@ -73,10 +73,33 @@ class Sample:
 
 @dataclass(frozen=True)
 class Peak:
-    """Most memory in bytes: of the process, and of a GPU (None without one)."""
+    """Memory in bytes, of the process and of a GPU (None without one).
+
+    Attributes
+    ----------
+    host, device
+        The most.
+    host_before, device_before
+        What there was before.
+    """
 
     host: float
     device: float | None
+    host_before: float = 0.0
+    device_before: float = 0.0
+
+    def scale(self, share: float, fixed: float) -> Peak:
+        """Guess the peak of batches `share` as large; `fixed` bytes are there whatever the batch.
+
+        Fixed are gradients and the optimizer's state; activations grow with the batch.
+        """
+
+        def guess(most: float, before: float) -> float:
+            grown = max(0.0, most - before)
+            return before + max(share * grown, min(grown, fixed + share * (grown - fixed)))
+
+        device = None if self.device is None else guess(self.device, self.device_before)
+        return Peak(guess(self.host, self.host_before), device)
 
 
 @dataclass(frozen=True)
@@ -277,7 +300,8 @@ def watch_memory(device: torch.device) -> Iterator[list[Peak]]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     found: list[Peak] = []
-    most = resident_bytes()
+    most = before = resident_bytes()
+    gpu_before = float(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0.0
     done = threading.Event()
 
     def look() -> None:
@@ -293,7 +317,7 @@ def watch_memory(device: torch.device) -> Iterator[list[Peak]]:
         done.set()
         thread.join()
         reserved = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        found.append(Peak(max(most, resident_bytes()), reserved))
+        found.append(Peak(max(most, resident_bytes()), reserved, before, gpu_before))
 
 
 def resident_bytes() -> int:
