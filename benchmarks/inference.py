@@ -4,12 +4,12 @@
     python -m benchmarks.inference --checkpoint MODEL --data SEQUENCES --work /tmp/inference-real
 
 Without a checkpoint the model has DNABERT-2's architecture and size, random weights, and softmax
-or softmax_1. Every contender computes the last hidden states of the same padded batches; its error
-is ``|states - states of torch fp32| / |states|`` over real tokens. Contenders are made once, in
---work, which a later call finds again. Then they take turns, a process each, so that no thread
-pool disturbs another: one round is every contender once, and numbers are medians over rounds of
-medians inside them. Peers that are installed elsewhere are found with PYTHONPATH; what cannot be
-run is listed with its reason.
+or softmax_1. All that calibrates does so on the same batches. Every contender computes the last
+hidden states of the same padded batches; its error is ``|states - states of torch fp32| /
+|states|`` over real tokens. Contenders are made once, in --work, which a later call finds again.
+Then they take turns, a process each, so that no thread pool disturbs another: one round is every
+contender once, and numbers are medians over rounds of medians inside them. Peers that are
+installed elsewhere are found with PYTHONPATH; what cannot be run is listed with its reason.
 """
 
 from __future__ import annotations
@@ -210,6 +210,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     for name, size in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     parser.add_argument("--tokens", type=int, default=128, help="of what errors are measured on")
+    parser.add_argument("--calibration", type=int, default=16, help="batches of 8 sequences")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="batch x tokens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3, help="a shape, once at least")
@@ -227,7 +228,7 @@ def main(words: list[str] | None = None) -> None:
         return
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
-    making = ("checkpoint", "data", "attention", *SIZES, "tokens")
+    making = ("checkpoint", "data", "attention", *SIZES, "tokens", "calibration")
     keep_settings(options.work, {name: str(getattr(options, name)) for name in making})
     if not (options.work / "held-out.npz").exists():
         make_model(options, options.work)

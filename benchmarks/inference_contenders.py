@@ -18,6 +18,7 @@ Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 BASE, ENGINE, OURS = "torch fp32", "OpenVINO fp32", "ours W8A8 smoothquant"
 PEER, SMALL = "OpenVINO int8 (nncf)", "ours W4A16"
 VOCABULARY = 4096
+ROWS = 8
 
 
 # --- the model and its data ---------------------------------------------------------------------
@@ -58,28 +59,34 @@ def make_model(options: argparse.Namespace, folder: Path) -> None:
 def draw_batches(
     options: argparse.Namespace, config: Any, tokenizer: Any
 ) -> tuple[list[Arrays], Arrays]:
-    """Padded batches: of sequences if there are any, else of random tokens."""
+    """Padded batches to calibrate with, and one to measure errors on.
+
+    Of sequences if there are any, else of random tokens.
+    """
     random = np.random.default_rng(0)
+    count = options.calibration + 1
     pad = config.pad_token_id or 0
     if options.data is None:
         low, high = min(5, config.vocab_size // 2), config.vocab_size
-        lengths = random.integers(options.tokens // 2, options.tokens + 1, size=(5, 8))
+        lengths = random.integers(options.tokens // 2, options.tokens + 1, size=(count, ROWS))
         found = [[random.integers(low, high, size=n) for n in row] for row in lengths]
     else:
         from frugalfm.tokens.codec import Codec
         from frugalfm.tokens.inputs import sample_encoded
 
         codec = Codec.from_tokenizer(tokenizer)
-        drawn = sample_encoded(options.data, codec, 40).tokens
+        drawn = sample_encoded(options.data, codec, ROWS * count).tokens
+        if len(drawn) < 2 * count:
+            raise SystemExit(f"{options.data}: holds {len(drawn)} sequences; give {2 * count}")
         rows = [codec.collate([tokens[: options.tokens - 2]])[0][0] for tokens in drawn]
-        found = [rows[i::5] for i in range(5)]
+        found = [rows[i::count] for i in range(count)]
     batches = []
     for rows in found:
         ids = np.full((len(rows), max(map(len, rows))), pad, np.int64)
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = tokens
         batches.append((ids, (ids != pad).astype(np.int64)))
-    return batches[:4], batches[4]
+    return batches[:-1], batches[-1]
 
 
 def read_batches(work: Path) -> list[Any]:
@@ -228,10 +235,13 @@ def deploy_as(name: str, find: Callable[[Any, Any], Any] | None, precision: str)
 
 
 def scheme(name: str, **settings: Any) -> Callable[[Any, Any], Any]:
+    """Find a scheme as ``frugalfm quantize --deploy`` does."""
+
     def find(model: Any, batches: Any) -> Any:
+        from frugalfm.deployment.support import fit_options
         from frugalfm.quantization import METHODS
 
-        return METHODS[name](model, batches, **settings)
+        return METHODS[name](model, batches, **fit_options(name, settings))
 
     return find
 
@@ -270,8 +280,9 @@ def run_nncf(work: Path) -> Run:
 
 
 CHANNEL = {"weight_granularity": "channel"}
-STATIC = {"activation_granularity": "tensor"}
-GROUPS = {"weights": 4, "weight_granularity": "group", "activation_granularity": "token"}
+PUBLISHED = {"alpha": 0.5, "rounding": "nearest", "activation_observer": "running"}
+TOKEN = {"activation_granularity": "token"}
+GROUPS = {"weights": 4, "weight_granularity": "group"}
 CONTENDERS: dict[str, Contender] = {
     BASE: Contender(lambda work: run_torch(load_model(work)[0])),
     "torch bf16": Contender(lambda work: run_torch(load_model(work)[0].bfloat16())),
@@ -285,11 +296,12 @@ CONTENDERS: dict[str, Contender] = {
     PEER: Contender(run_nncf, quantize_nncf, ("nncf.xml", "nncf.bin")),
     "ours bf16": deploy_as("bf16", None, "bf16"),
     "ours W8A8 min-max": deploy_as("minmax", scheme("minmax", **CHANNEL), "bf16"),
-    OURS: deploy_as("smoothquant", scheme("smoothquant", **STATIC), "bf16"),
-    f"{OURS}, rest fp32": deploy_as("rest-fp32", scheme("smoothquant", **STATIC), "fp32"),
-    f"{OURS}, per token": deploy_as("dynamic", scheme("smoothquant"), "bf16"),
-    SMALL: deploy_as("int4", scheme("rtn"), "bf16"),
-    "ours W4A8, per token": deploy_as("int4-dynamic", scheme("minmax", **GROUPS), "bf16"),
+    OURS: deploy_as("smoothquant", scheme("smoothquant"), "bf16"),
+    f"{OURS}, as published": deploy_as("plain", scheme("smoothquant", **PUBLISHED), "bf16"),
+    f"{OURS}, rest fp32": deploy_as("rest-fp32", scheme("smoothquant"), "fp32"),
+    f"{OURS}, per token": deploy_as("dynamic", scheme("smoothquant", **TOKEN), "bf16"),
+    SMALL: deploy_as("int4", scheme("gptq", **GROUPS), "bf16"),
+    "ours W4A8, per token": deploy_as("int4-dynamic", scheme("minmax", **GROUPS, **TOKEN), "bf16"),
 }
 
 

@@ -16,7 +16,19 @@ from benchmarks import inference  # noqa: E402
 
 TINY = [
     *("--layers", "1", "--width", "32", "--heads", "2", "--feed-forward", "48"),
-    *("--shapes", "1x8", "2x16", "--tokens", "16", "--rounds", "1", "--seconds", "0.01"),
+    *(
+        "--shapes",
+        "1x8",
+        "2x16",
+        "--tokens",
+        "16",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "--calibration",
+        "3",
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from frugalfm.errors import InputError
-from frugalfm.quantization import METHODS, quantize_minmax, quantize_rtn, split_batches
+from frugalfm.quantization import METHODS, split_batches
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.vocabulary import make_protein_tokenizer
 
@@ -93,12 +93,12 @@ def subject():
 
 
 SCHEMES = {
-    "W7A8": lambda m, b: quantize_minmax(m, b, weights=7, weight_granularity="channel"),
-    "W8A8": quantize_minmax,
-    "W8A8 symmetric": lambda m, b: quantize_minmax(
+    "W7A8": lambda m, b: METHODS["minmax"](m, b, weights=7, weight_granularity="channel"),
+    "W8A8": METHODS["minmax"],
+    "W8A8 symmetric": lambda m, b: METHODS["minmax"](
         m, b, weight_granularity="channel", symmetric_activations=True
     ),
-    "W4A8": lambda m, b: quantize_minmax(m, b, weights=4, weight_granularity="channel"),
+    "W4A8": lambda m, b: METHODS["minmax"](m, b, weights=4, weight_granularity="channel"),
     "smoothquant": lambda m, b: METHODS["smoothquant"](m, b, activation_granularity="tensor"),
     "outlier suppression": METHODS["outlier-suppression"],
 }
@@ -160,7 +160,7 @@ def test_inputs_that_are_rounded_as_they_pass(subject, tmp_path):
 def test_weights_alone(bits, subject, tmp_path, monkeypatch):
     monkeypatch.setattr("frugalfm.deployment.lowering._SMALL", 1.0)
     model, split = subject
-    scheme = quantize_rtn(model, split.calibration, weights=bits, group_size=16)
+    scheme = METHODS["rtn"](model, split.calibration, weights=bits, group_size=16)
     found = deploy_scheme(
         model, TOKENIZER, scheme, tmp_path / "out", split.evaluation, precision="fp32"
     )
@@ -190,7 +190,7 @@ def test_shifts_of_inputs_are_made_up_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr("frugalfm.deployment.lowering._SMALL", 1.0)
     model, split = make_mlm("dnabert2", num_hidden_layers=2), make_split()
-    scheme = quantize_rtn(model, split.calibration, weights=8, weight_granularity="channel")
+    scheme = METHODS["rtn"](model, split.calibration, weights=8, weight_granularity="channel")
     random = torch.Generator().manual_seed(0)
     transforms = {
         site: ChannelTransform(
@@ -286,8 +286,8 @@ def test_sizes(tmp_path):
     model, tokenizer = create_encoder("rna-fm-tiny", seed=1)
     made = {
         "bf16": (None, 1.9),
-        "8": (quantize_rtn(model, [], weights=8, weight_granularity="channel"), 3.5),
-        "4": (quantize_rtn(model, [], weights=4, group_size=128), 6.0),
+        "8": (METHODS["rtn"](model, [], weights=8, weight_granularity="channel"), 3.5),
+        "4": (METHODS["rtn"](model, [], weights=4, group_size=128), 6.0),
     }
     for name, (scheme, smaller) in made.items():
         card = deploy(model, tokenizer, scheme, tmp_path / name)

@@ -13,7 +13,7 @@ import torch
 
 from frugalfm.deployment import processor
 from frugalfm.errors import InputError
-from frugalfm.quantization import quantize_minmax, quantize_rtn
+from frugalfm.quantization import METHODS
 from frugalfm.tokens.masking import IGNORED
 from frugalfm.tokens.vocabulary import make_protein_tokenizer
 from frugalfm.training.data import Batch
@@ -63,7 +63,9 @@ def model():
 def round_all(model, weights, **options):
     ids, mask = make_batch()
     batch = Batch(ids, mask, torch.full_like(ids, IGNORED), int(mask.sum()))
-    return quantize_minmax(model, [batch], weights=weights, weight_granularity="channel", **options)
+    return METHODS["minmax"](
+        model, [batch], weights=weights, weight_granularity="channel", **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def folders(model, tmp_path_factory):
         "W8A8": round_all(model, 8),
         "W8A8 dynamic": round_all(model, 8, activation_granularity="token"),
         "W7A8": round_all(model, 7),
-        "W8": quantize_rtn(model, [], weights=8, weight_granularity="channel"),
+        "W8": METHODS["rtn"](model, [], weights=8, weight_granularity="channel"),
         "float": None,
     }.items():
         deploy(model, make_protein_tokenizer(), scheme, folder / name)

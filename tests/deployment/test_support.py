@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from frugalfm.deployment.support import plan_execution
+from frugalfm.deployment.support import fit_options, plan_execution
 from frugalfm.errors import InputError
-from frugalfm.quantization import Format, Scheme
+from frugalfm.quantization import METHODS, Format, QuantizationPlan, Scheme
 
 W8 = Format(8, symmetric=True, granularity="channel")
 A8 = Format(8, symmetric=False)
@@ -53,3 +53,37 @@ def test_what_does_not(changes, message):
 
 def test_none_is_floating_point():
     assert plan_execution(None) == "float"
+
+
+STATIC = {"activation_granularity": "tensor"}
+EXACT = {"rounding": "gptq", "activation_observer": "minmax"}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "added"),
+    [
+        ("minmax", {}, STATIC | EXACT),
+        ("smoothquant", {}, STATIC | EXACT | {"alpha": "search"}),
+        ("smoothquant", {"alpha": 0.3, "rounding": "nearest"},
+         STATIC | {"activation_observer": "minmax"}),
+        ("smoothquant", {"activation_granularity": "token"},
+         {"rounding": "gptq", "alpha": "search"}),
+        ("smoothquant", {"activations": 16}, STATIC | {"rounding": "gptq"}),
+        ("minmax", {"weights": 16, "activations": 16}, STATIC),
+        ("outlier-suppression", {}, STATIC | {"rounding": "gptq"}),
+        ("omniquant", {"alpha": None}, STATIC | {"rounding": "gptq"}),
+        ("gptq", {}, STATIC),
+        ("gptq", {"activations": 8}, STATIC | {"activation_observer": "minmax"}),
+        ("rtn", {}, {}),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_is_filled_in(method, given, added):
+    kept = {name: value for name, value in given.items() if value is not None}
+    found = fit_options(method, given)
+    assert found == kept | added
+    QuantizationPlan(method, found)
+
+
+def test_every_method_can_be_fitted():
+    for method in METHODS:
+        QuantizationPlan(method, fit_options(method, {}))

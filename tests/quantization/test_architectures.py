@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from frugalfm.probing.activations import measure_outliers
-from frugalfm.quantization import quantize_minmax, simulate, split_batches
+from frugalfm.quantization import METHODS, simulate, split_batches
 from frugalfm.quantization.quantizers import fake_quantize
 from frugalfm.quantization.sites import survey_sites
 from frugalfm.tokens.codec import Codec
@@ -37,7 +37,7 @@ def test_quantizers_off_leave_the_function_unchanged(kind):
             return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
 
     expected = run()
-    scheme = quantize_minmax(model, split.calibration, weights=4, activations=4)
+    scheme = METHODS["minmax"](model, split.calibration, weights=4, activations=4)
     with simulate(model, scheme) as simulation:
         simulation.enable(False)
         assert torch.equal(run(), expected)
@@ -59,7 +59,7 @@ def test_one_site_alone(kind):
     model = make_mlm(kind)
     split = split_batches(make_sequences(), CODEC, calibration_batches=2, batch_tokens=200)
     batch = split.evaluation[0]
-    scheme = quantize_minmax(model, split.calibration, weights=4, activations=16)
+    scheme = METHODS["minmax"](model, split.calibration, weights=4, activations=16)
     with torch.no_grad(), simulate(model, scheme):
         found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     with torch.no_grad():

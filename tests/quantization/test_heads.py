@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from frugalfm.quantization import extend_scheme, quantize_minmax, simulate, survey_sites
+from frugalfm.quantization import METHODS, Settings, extend_scheme, simulate, survey_sites
 from frugalfm.quantization.data import plain_batches
 from frugalfm.quantization.taps import tap
 from frugalfm.tokens.codec import Codec
@@ -75,7 +75,7 @@ def test_all_places_of_a_model_with_a_head(kind, what, batches):
         found = run()
     assert seen == {site.name for site in places}
     assert (found - expected).norm() < 1e-5 * expected.norm()
-    scheme = extend_scheme(model, batches, quantize_minmax(model, batches), "all", tables=True)
+    scheme = extend_scheme(model, batches, METHODS["minmax"](model, batches), "all", tables=True)
     assert {site.name for site in survey.linears} <= set(scheme.weight_grids)
     with simulate(model, scheme):
         rounded = run()
@@ -91,7 +91,7 @@ def test_on_a_gpu(batches):
         model = make_model("dnabert2", "sequences").to(device)
         batch = batches[0].to(torch.device(device))
         for granularity in ("tensor", "sequence"):
-            scheme = quantize_minmax(
+            scheme = METHODS["minmax"](
                 model,
                 batches,
                 activation_granularity=granularity,
@@ -100,9 +100,8 @@ def test_on_a_gpu(batches):
                 weight_observer="mse",
                 activation_observer="mse",
             )
-            scheme = extend_scheme(
-                model, batches, scheme, "all", tables=True, observer="percentile"
-            )
+            settings = Settings(activation_observer="percentile")
+            scheme = extend_scheme(model, batches, scheme, "all", tables=True, settings=settings)
             with torch.no_grad(), simulate(model, scheme):
                 out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
             found[device, granularity] = out.logits.cpu()

@@ -11,16 +11,17 @@ import torch
 from frugalfm.attention import NAMES
 from frugalfm.errors import InputError
 from frugalfm.quantization import (
+    METHODS,
+    Settings,
     compare,
     extend_scheme,
     load_scheme,
-    quantize_minmax,
     save_scheme,
     simulate,
     split_batches,
     survey_sites,
 )
-from frugalfm.quantization.minmax import cover_weights
+from frugalfm.quantization.ranges import cover_weights
 from frugalfm.quantization.taps import see_sites, tap
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.vocabulary import make_protein_tokenizer
@@ -83,7 +84,7 @@ def test_every_place_rounds_and_leaves_no_trace(kind, batches):
     model = make_mlm(kind)
     batch = batches.evaluation[0]
     expected, before = run(model, batch), snapshot(model)
-    linears = quantize_minmax(model, batches.calibration, weights=8, activations=8)
+    linears = METHODS["minmax"](model, batches.calibration, weights=8, activations=8)
     scheme = extend_scheme(model, batches.calibration, linears, "all", tables=True)
     assert scheme.meaning == "weight-and-activation; sites: all"
     seen = {}
@@ -112,7 +113,7 @@ def test_every_place_rounds_and_leaves_no_trace(kind, batches):
 @pytest.mark.parametrize("granularity", ["tensor", "token", "sequence"])
 def test_padding_does_not_matter(kind, granularity, batches):
     model = make_mlm(kind)
-    scheme = quantize_minmax(
+    scheme = METHODS["minmax"](
         model, batches.calibration, weights=8, activations=8, activation_granularity=granularity
     )
     scheme = extend_scheme(model, batches.calibration, scheme, "all")
@@ -181,7 +182,7 @@ def test_what_is_rounded_is_what_enters_the_products(batches):
     model = make_mlm("dnabert2")
     batch = batches.evaluation[0]
     places = [s for s in survey_sites(model, "attention").places if s.layer == 1]
-    scheme = quantize_minmax(model, batches.calibration, weights=16, activations=4)
+    scheme = METHODS["minmax"](model, batches.calibration, weights=16, activations=4)
     scheme = extend_scheme(model, batches.calibration, scheme, "attention")
     for place in places:
         grid = scheme.input_grids[place.name]
@@ -220,7 +221,7 @@ def test_ranges_leave_out_pads(batches):
 
 def test_tables_are_rounded_for_look_up_and_decoder_alike(batches):
     model = make_mlm("bert")
-    linears = quantize_minmax(model, (), weights=4, activations=16, weight_granularity="channel")
+    linears = METHODS["minmax"](model, (), weights=4, activations=16, weight_granularity="channel")
     scheme = extend_scheme(model, (), linears, "linears", tables=True)
     table = model.bert.embeddings.word_embeddings
     batch = batches.evaluation[0]
@@ -246,9 +247,9 @@ def test_tables_are_rounded_for_look_up_and_decoder_alike(batches):
 
 def test_nothing_is_added_where_nothing_is_rounded(batches):
     model = make_mlm("bert")
-    weight_only = quantize_minmax(model, (), weights=4, activations=16)
+    weight_only = METHODS["minmax"](model, (), weights=4, activations=16)
     assert extend_scheme(model, (), weight_only, "all") is weight_only
-    activations = quantize_minmax(model, batches.calibration, weights=16, activations=8)
+    activations = METHODS["minmax"](model, batches.calibration, weights=16, activations=8)
     assert extend_scheme(model, (), activations, "linears", tables=True) is activations
     with pytest.raises(InputError, match="give at least one"):
         extend_scheme(model, (), activations, "attention")
@@ -257,14 +258,13 @@ def test_nothing_is_added_where_nothing_is_rounded(batches):
 def test_a_tables_range_is_what_the_weights_observer_finds():
     """Not the activations' one."""
     model = make_mlm("bert")
-    linears = quantize_minmax(model, (), weights=4, activations=16, weight_granularity="channel")
+    linears = METHODS["minmax"](model, (), weights=4, activations=16, weight_granularity="channel")
     table = "bert.embeddings.word_embeddings.(table)"
     weight = model.bert.embeddings.word_embeddings.weight.detach()
     for name in ("minmax", "mse"):
-        found = extend_scheme(
-            model, (), linears, tables=True, observer="percentile", weight_observer=name
-        )
-        expected = cover_weights({table: weight}, linears.weights, name)[table]
+        settings = Settings(activation_observer="percentile", weight_observer=name)
+        found = extend_scheme(model, (), linears, tables=True, settings=settings)
+        expected = cover_weights({table: weight}, linears.weights, settings)[table]
         assert torch.equal(found.weight_grids[table].scale, expected.scale)
 
 
@@ -272,7 +272,7 @@ def test_a_tables_range_is_what_the_weights_observer_finds():
 @pytest.mark.parametrize("granularity", ["tensor", "sequence"])
 def test_saved_places_give_identical_logits(kind, granularity, batches, tmp_path):
     model = make_mlm(kind)
-    scheme = quantize_minmax(
+    scheme = METHODS["minmax"](
         model,
         batches.calibration,
         weight_granularity="group",
@@ -280,8 +280,9 @@ def test_saved_places_give_identical_logits(kind, granularity, batches, tmp_path
         activation_granularity=granularity,
         symmetric_activations=True,
     )
+    settings = Settings(activation_observer="percentile")
     scheme = extend_scheme(
-        model, batches.calibration, scheme, "all", tables=True, observer="percentile"
+        model, batches.calibration, scheme, "all", tables=True, settings=settings
     )
     save_scheme(scheme, tmp_path)
     again = load_scheme(tmp_path)
@@ -302,7 +303,7 @@ def test_saturation_and_infinities_name_the_place(batches):
     with torch.no_grad():
         norm.weight /= 10
         norm.bias /= 10
-    linears = quantize_minmax(model, batches.calibration)
+    linears = METHODS["minmax"](model, batches.calibration)
     scheme = extend_scheme(model, batches.calibration, linears, "all")
     with torch.no_grad():
         norm.weight *= 10
@@ -312,7 +313,7 @@ def test_saturation_and_infinities_name_the_place(batches):
     assert place in found.saturating
     assert found.saturation[place] == found.saturating[place] > 0.5
     sound = extend_scheme(
-        model, batches.calibration, quantize_minmax(model, batches.calibration), "all"
+        model, batches.calibration, METHODS["minmax"](model, batches.calibration), "all"
     )
     assert not compare(model, sound, batches.evaluation).saturating
     with torch.no_grad():
@@ -325,7 +326,7 @@ def test_saturation_and_infinities_name_the_place(batches):
 def test_one_rounding_serves_a_norms_readers_and_the_residual(kind, batches):
     """Post-LN: what the linears read is on their grid already."""
     model = make_mlm(kind)
-    linears = quantize_minmax(model, batches.calibration, weights=16, activations=6)
+    linears = METHODS["minmax"](model, batches.calibration, weights=16, activations=6)
     scheme = extend_scheme(model, batches.calibration, linears, "all")
     shared = {p.name: p.feeds for p in scheme.places if p.role == "norm" and p.feeds}
     readers = {name for feeds in shared.values() for name in feeds if name.count(".layer") == 1}
@@ -341,7 +342,7 @@ def test_one_rounding_serves_a_norms_readers_and_the_residual(kind, batches):
 def test_values_that_are_not_finite_under_quantization_name_the_site(batches):
     """Finite before: a grid that is too coarse for fp32 is what makes them infinite."""
     model = make_mlm("bert")
-    scheme = quantize_minmax(model, batches.calibration, weights=16)
+    scheme = METHODS["minmax"](model, batches.calibration, weights=16)
     name = scheme.sites[3]
     grid = scheme.input_grids[name]
     broken = replace(grid, scale=torch.tensor(torch.inf))

@@ -11,8 +11,6 @@ from frugalfm.quantization import (
     METHODS,
     QuantizationPlan,
     compare,
-    quantize_minmax,
-    quantize_rtn,
 )
 from frugalfm.quantization.methods import Method
 from frugalfm.quantization.plan import _OPTIONS
@@ -187,7 +185,7 @@ def test_every_method_that_takes_observers_hands_them_the_percentile(name, optio
         if option in METHODS[name].defaults
     }
     expected = {
-        percentile: quantize_minmax(
+        percentile: METHODS["minmax"](
             model,
             split.calibration[:2],
             **widths,
@@ -223,7 +221,7 @@ def test_none_is_not_given_and_a_group_size_implies_groups():
 def test_a_plan_finds_what_the_function_does(model, split):
     options = {"weights": 5, "activations": 7, "activation_observer": "mse"}
     found = QuantizationPlan(options=options).find_scheme(model, split.calibration[:2])
-    expected = quantize_minmax(model, split.calibration[:2], **options)
+    expected = METHODS["minmax"](model, split.calibration[:2], **options)
     assert (found.label, found.sites, found.method) == ("W5A7", expected.sites, "minmax")
     for name, grid in expected.input_grids.items():
         assert torch.equal(found.input_grids[name].scale, grid.scale)
@@ -235,11 +233,11 @@ def test_rounding_to_nearest_needs_no_data(model):
     found = QuantizationPlan("rtn", {"group_size": 64}).find_scheme(model, ())
     assert (found.label, found.method) == ("W4A16", "rtn")
     assert found.weights.group_size == 64
-    expected = quantize_rtn(model, group_size=64)
+    expected = METHODS["rtn"](model, group_size=64)
     name = found.sites[0]
     assert torch.equal(found.weight_grids[name].scale, expected.weight_grids[name].scale)
     with pytest.raises(InputError, match=r"query: 128 inputs do not divide into groups of 48"):
-        quantize_rtn(model, group_size=48)
+        METHODS["rtn"](model, group_size=48)
 
 
 def test_a_method_that_is_not_there_is_an_error_one_can_read():

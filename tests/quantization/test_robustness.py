@@ -6,7 +6,7 @@ import pytest
 from frugalfm.encoders import create_encoder
 from frugalfm.errors import InputError
 from frugalfm.probing.activations import measure_outliers
-from frugalfm.quantization import compare, quantize_minmax, split_batches
+from frugalfm.quantization import METHODS, compare, split_batches
 from frugalfm.quantization.robustness import assess_robustness, gaussian_inf_norm
 from frugalfm.tokens.codec import Codec
 
@@ -29,7 +29,7 @@ def test_equals_its_parts(setting):
     site = max(report.at("layer_norm"), key=lambda site: site.inf_norm)
     expected = site.std * gaussian_inf_norm(64)
     assert found["max_inf_norm_layer_norm_gaussian"] == pytest.approx(expected, rel=1e-5)
-    scheme = quantize_minmax(
+    scheme = METHODS["minmax"](
         model, split.calibration, weights=6, activations=6,
         weight_granularity="channel", activation_granularity="token",
     )  # fmt: skip

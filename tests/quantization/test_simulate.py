@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from frugalfm.errors import InputError
 from frugalfm.quantization import (
+    METHODS,
     ChannelTransform,
     Format,
     compare,
     extend_scheme,
     load_scheme,
-    quantize_minmax,
     save_scheme,
     simulate,
 )
@@ -27,7 +27,7 @@ def round_by_hand(x, scale, zero, low, high):
 
 
 def test_one_site_computes_the_product_of_rounded_operands(model, split, run):
-    scheme = quantize_minmax(model, split.calibration, weights=5, activations=6)
+    scheme = METHODS["minmax"](model, split.calibration, weights=5, activations=6)
     name = "esm.encoder.layer.0.attention.self.query"
     linear = model.get_submodule(name)
     seen = {}
@@ -49,7 +49,7 @@ def test_model_is_restored_bit_by_bit(model, split, run):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modules = dict(model.named_modules())
     logits = run(model, split.evaluation[0])
-    scheme = quantize_minmax(model, split.calibration, weights=3, activations=3)
+    scheme = METHODS["minmax"](model, split.calibration, weights=3, activations=3)
     with simulate(model, scheme):
         assert isinstance(model.get_submodule(scheme.sites[0]), SimulatedLinear)
         assert not torch.equal(run(model, split.evaluation[0]), logits)
@@ -65,7 +65,7 @@ def test_model_is_restored_bit_by_bit(model, split, run):
 
 
 def test_quantizers_off_leave_the_function_unchanged(model, split, run):
-    scheme = quantize_minmax(model, split.calibration, weights=2, activations=2)
+    scheme = METHODS["minmax"](model, split.calibration, weights=2, activations=2)
     expected = run(model, split.evaluation[0])
     with simulate(model, scheme) as simulation:
         simulation.enable(False)
@@ -78,7 +78,7 @@ def test_quantizers_off_leave_the_function_unchanged(model, split, run):
 
 @pytest.mark.parametrize("granularity", ["tensor", "token"])
 def test_padding_and_batching_do_not_matter(model, split, run, granularity):
-    scheme = quantize_minmax(model, split.calibration, activation_granularity=granularity)
+    scheme = METHODS["minmax"](model, split.calibration, activation_granularity=granularity)
     batch = split.evaluation[0]
     with simulate(model, scheme):
         whole = run(model, batch)
@@ -101,7 +101,7 @@ def test_padding_and_batching_do_not_matter(model, split, run, granularity):
     ],
 )
 def test_saved_scheme_gives_identical_logits(model, split, run, tmp_path, settings):
-    scheme = quantize_minmax(model, split.calibration, **settings)
+    scheme = METHODS["minmax"](model, split.calibration, **settings)
     save_scheme(scheme, tmp_path)
     again = load_scheme(tmp_path)
     assert (again.label, again.sites, again.method) == (scheme.label, scheme.sites, "minmax")
@@ -114,7 +114,7 @@ def test_saved_scheme_gives_identical_logits(model, split, run, tmp_path, settin
 
 def test_a_scheme_without_a_version_is_still_read(model, split, run, tmp_path):
     """As schemes were written before there were places: no version, no lists of grids."""
-    scheme = quantize_minmax(model, split.calibration[:2], weights=5)
+    scheme = METHODS["minmax"](model, split.calibration[:2], weights=5)
     save_scheme(scheme, tmp_path)
     path = tmp_path / "scheme.json"
     content = json.loads(path.read_text())
@@ -136,7 +136,7 @@ def test_a_scheme_without_a_version_is_still_read(model, split, run, tmp_path):
 
 def test_transforms_integers_and_levels_are_saved(model, split, run, tmp_path):
     """A shared transform and shared grids too, which safetensors does not take as they are."""
-    scheme = quantize_minmax(model, split.calibration[:2], weight_granularity="channel")
+    scheme = METHODS["minmax"](model, split.calibration[:2], weight_granularity="channel")
     name, other = scheme.sites[:2]
     linear = model.get_submodule(name)
     transform = ChannelTransform(torch.rand(128) + 0.5, torch.randn(128))
@@ -167,7 +167,7 @@ def test_transforms_integers_and_levels_are_saved(model, split, run, tmp_path):
 
 def test_saturation_counts_transformed_values(model, split):
     """A shift moves all values into the grid, or out of it."""
-    scheme = quantize_minmax(model, split.calibration)
+    scheme = METHODS["minmax"](model, split.calibration)
     name = "esm.encoder.layer.1.intermediate.dense"
     far = ChannelTransform(torch.ones(128), torch.full((128,), -1000.0))
     assert not compare(model, scheme, split.evaluation).saturating
@@ -179,7 +179,7 @@ def test_saturation_counts_transformed_values(model, split):
 def test_a_norms_output_is_transformed_as_its_readers(model, split, run):
     """One transform for all readers is the output's, too; two different ones are nobody's."""
     norm = "esm.encoder.emb_layer_norm_after.(output)"
-    linears = quantize_minmax(model, split.calibration)
+    linears = METHODS["minmax"](model, split.calibration)
     transform = ChannelTransform(torch.linspace(0.1, 8, 128), torch.randn(128))
     with_head = replace(linears, transforms={"lm_head.dense": transform})
     scheme = extend_scheme(model, split.calibration, with_head, "all")
@@ -197,7 +197,7 @@ def test_a_norms_output_is_transformed_as_its_readers(model, split, run):
 
 
 def test_scheme_of_other_weights_is_refused(model, split):
-    scheme = quantize_minmax(model, split.calibration[:1])
+    scheme = METHODS["minmax"](model, split.calibration[:1])
     with torch.no_grad():
         model.get_submodule(scheme.sites[3]).weight[0, 0] += 1e-3
     with (
@@ -207,7 +207,7 @@ def test_scheme_of_other_weights_is_refused(model, split):
         pass
     with pytest.raises(InputError, match="lacks"):
         scheme.check(model.esm)
-    afresh = quantize_minmax(model, split.calibration[:1])
+    afresh = METHODS["minmax"](model, split.calibration[:1])
     with simulate(model, afresh), pytest.raises(InputError, match="no plain linear"):
         afresh.check(model)
 
@@ -215,7 +215,7 @@ def test_scheme_of_other_weights_is_refused(model, split):
 def test_damaged_scheme_is_refused(model, split, tmp_path):
     with pytest.raises(InputError, match=r"no scheme\.json"):
         load_scheme(tmp_path)
-    save_scheme(quantize_minmax(model, split.calibration[:1]), tmp_path)
+    save_scheme(METHODS["minmax"](model, split.calibration[:1]), tmp_path)
     tensors = load_file(tmp_path / "scheme.safetensors")
     del tensors["lm_head.dense.input.scale"]
     save_file(tensors, tmp_path / "scheme.safetensors")

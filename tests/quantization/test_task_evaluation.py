@@ -20,11 +20,11 @@ from frugalfm.encoders import create_encoder, save_encoder
 from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
 from frugalfm.errors import InputError
 from frugalfm.quantization import (
+    METHODS,
     QuantizationPlan,
     compare_decisions,
     compare_task,
     load_subject,
-    quantize_minmax,
     simulate,
 )
 from frugalfm.quantization.running import quantize_subject, read_own_task
@@ -84,14 +84,14 @@ def test_every_kind_of_head(kind, tmp_path):
     model, codec = make_tuned(task, *create_encoder("rna-fm-nano", seed=2))
     rows = TuningData.encode(task.train, kind, codec, None)
     batches = task_batches(rows, 4)
-    scheme = quantize_minmax(model, batches, weights=4, activations=4)
+    scheme = METHODS["minmax"](model, batches, weights=4, activations=4)
     found = compare_task(model, scheme, task, codec, resamples=20)
     assert (found.label, found.kind, found.task) == ("W4A4", kind, "task")
     assert set(found.plain) == set(found.quantized) == {"dev", "test"}
     assert found.drop == pytest.approx(found.value - found.quantized_value)
     assert set(found.saturation) == set(scheme.sites)
     none = compare_task(
-        model, quantize_minmax(model, (), weights=16, activations=16), task, codec, resamples=20
+        model, METHODS["minmax"](model, (), weights=16, activations=16), task, codec, resamples=20
     )
     assert none.plain == none.quantized == found.plain
     assert none.drop == 0
@@ -133,7 +133,7 @@ def test_eight_bits_cost_less_than_three(tmp_path):
     batches = task_batches(TuningData.encode(task.train, "token", codec, None), 4)
     found = [
         compare_task(
-            model, quantize_minmax(model, batches, weights=b, activations=b), task, codec,
+            model, METHODS["minmax"](model, batches, weights=b, activations=b), task, codec,
             resamples=0,
         )
         for b in (8, 3)
@@ -309,14 +309,14 @@ def test_infinities_are_named_and_nothing_is_changed(tmp_path):
     task = read_task(make_task(tmp_path / "task", sizes=SIZES), "rna")
     model, codec = make_tuned(task, *create_encoder("rna-fm-nano", seed=2))
     batches = task_batches(TuningData.encode(task.train, task.kind, codec, None), 4)
-    scheme = quantize_minmax(model, batches)
+    scheme = METHODS["minmax"](model, batches)
     name = "esm.encoder.layer.1.output.dense"
     with torch.no_grad():
         model.get_submodule(name).bias[0] = torch.inf
     with pytest.raises(InputError, match="output is not finite; the checkpoint is unusable"):
         compare_task(model, scheme, task, codec)
     with pytest.raises(InputError, match=r"the input of .* is not finite"):
-        quantize_minmax(model, batches)
+        METHODS["minmax"](model, batches)
     assert isinstance(model.get_submodule(name), torch.nn.Linear)
 
 

@@ -10,10 +10,10 @@ from frugalfm.quantization.data import split_batches
 from frugalfm.quantization.evaluation import Comparison, compare
 from frugalfm.quantization.extend import extend_scheme
 from frugalfm.quantization.methods import METHODS, Method
-from frugalfm.quantization.minmax import quantize_minmax, quantize_rtn
 from frugalfm.quantization.plan import QuantizationPlan
 from frugalfm.quantization.quantizers import Format, Grid
 from frugalfm.quantization.scheme import Scheme, load_scheme, save_scheme
+from frugalfm.quantization.settings import Settings
 from frugalfm.quantization.simulate import simulate
 from frugalfm.quantization.sites import Site, Survey, survey_sites
 from frugalfm.quantization.subjects import Subject, load_subject
@@ -35,6 +35,7 @@ __all__ = [
     "Method",
     "QuantizationPlan",
     "Scheme",
+    "Settings",
     "Site",
     "Subject",
     "Survey",
@@ -45,8 +46,6 @@ __all__ = [
     "extend_scheme",
     "load_scheme",
     "load_subject",
-    "quantize_minmax",
-    "quantize_rtn",
     "save_scheme",
     "simulate",
     "split_batches",

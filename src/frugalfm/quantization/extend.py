@@ -12,15 +12,17 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from frugalfm.quantization.minmax import cover_inputs, cover_weights
-from frugalfm.quantization.observers import PERCENTILE, ObserverName
 from frugalfm.quantization.quantizers import Grid
+from frugalfm.quantization.ranges import cover_inputs, cover_weights
 from frugalfm.quantization.scheme import Scheme, hash_weight
+from frugalfm.quantization.settings import Settings
 from frugalfm.quantization.sites import Extent, Site, Survey, survey_sites
 from frugalfm.quantization.transforms import ChannelTransform
 from frugalfm.training.data import Batch
 
 __all__ = ["extend_scheme"]
+
+_DEFAULTS = Settings()
 
 
 def extend_scheme(
@@ -30,10 +32,7 @@ def extend_scheme(
     sites: Extent = "linears",
     *,
     tables: bool = False,
-    observer: ObserverName = "running",
-    weight_observer: ObserverName = "minmax",
-    momentum: float = 0.9,
-    percentile: float = PERCENTILE,
+    settings: Settings = _DEFAULTS,
 ) -> Scheme:
     """Let a scheme round more than linears.
 
@@ -52,8 +51,8 @@ def extend_scheme(
     tables
         Whether the table of token embeddings is rounded, and with it the weight of a decoder that
         shares it; only if the scheme rounds weights.
-    observer, weight_observer, momentum, percentile
-        What static ranges are found by, and those of weights.
+    settings
+        What static ranges are found by, and those of weights; formats are the scheme's.
 
     Returns
     -------
@@ -69,7 +68,7 @@ def extend_scheme(
     survey = survey_sites(model, sites, tables=tables)
     transforms = _inherit(survey, scheme)
     new = [site for site in survey.sites if site.name not in scheme.sites]
-    weight_grids = _cover_weights(model, survey, scheme, weight_observer, percentile, tables=tables)
+    weight_grids = _cover_weights(model, survey, scheme, settings, tables=tables)
     input_grids: dict[str, Grid] = {}
     if scheme.activations is not None and not scheme.activations.dynamic:
         shared = _inherit_grids(survey, scheme)
@@ -78,10 +77,8 @@ def extend_scheme(
             batches,
             [site for site in new if site.kind != "table" and site.name not in shared],
             scheme.activations,
-            transforms=transforms,
-            observer=observer,
-            momentum=momentum,
-            percentile=percentile,
+            settings,
+            transforms,
         )
     owned = {s.name: s.module for s in new if s.kind in {"linear", "table"}}
     hashes = {name: hash_weight(model.get_submodule(module)) for name, module in owned.items()}
@@ -140,13 +137,7 @@ def _same(one: ChannelTransform | None, other: ChannelTransform | None) -> bool:
 
 
 def _cover_weights(
-    model: nn.Module,
-    survey: Survey,
-    scheme: Scheme,
-    observer: ObserverName,
-    percentile: float,
-    *,
-    tables: bool,
+    model: nn.Module, survey: Survey, scheme: Scheme, settings: Settings, *, tables: bool
 ) -> dict[str, Grid]:
     """Grids of a task's head, and of the table, which a decoder that shares it has as well."""
     if scheme.weights is None:
@@ -157,7 +148,7 @@ def _cover_weights(
         table = _find_table(survey)
         own[table.name] = table.module
     values = {n: model.get_submodule(m).get_parameter("weight").detach() for n, m in own.items()}
-    grids = cover_weights(values, scheme.weights, observer, percentile)
+    grids = cover_weights(values, scheme.weights, settings)
     if tables:
         shared = [name for name, module in survey.tied.items() if module == table.module]
         grids |= dict.fromkeys(shared, grids[table.name])

@@ -14,6 +14,7 @@ from frugalfm.quantization.methods import METHODS
 from frugalfm.quantization.observers import check_observer, check_percentile
 from frugalfm.quantization.quantizers import InputGranularity, WeightGranularity
 from frugalfm.quantization.scheme import FLOATING_POINT, Scheme
+from frugalfm.quantization.settings import RoundingName
 from frugalfm.quantization.sites import Extent
 from frugalfm.training.data import Batch
 
@@ -22,7 +23,7 @@ __all__ = ["QuantizationPlan"]
 _OPTIONS = (
     *("weights", "activations", "weight_granularity", "activation_granularity", "group_size"),
     *("symmetric_activations", "weight_observer", "activation_observer", "percentile"),
-    *("alpha", "epochs"),
+    *("rounding", "alpha", "epochs"),
 )
 """Those of methods that ``frugalfm quantize`` has; functions take more."""
 
@@ -31,9 +32,13 @@ _ALWAYS_CUT = {"minmax", "rtn"}
 """Methods whose identity has the percentile in any case, as it was before others took one: what
 they had made stays the same call."""
 
+_LATER: dict[str, Any] = {"rounding": "nearest"}
+"""Options that came later, with what was done before: likewise."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "weight_granularity": get_args(WeightGranularity),
     "activation_granularity": get_args(InputGranularity),
+    "rounding": get_args(RoundingName),
 }
 
 
@@ -95,7 +100,7 @@ class QuantizationPlan:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the result, as JSON."""
-        settings = self.settings
+        settings = {k: v for k, v in self.settings.items() if v != _LATER.get(k, ...)}
         if self.method not in _ALWAYS_CUT and "percentile" not in self._observers.values():
             settings.pop("percentile", None)
         return {
@@ -120,14 +125,13 @@ class QuantizationPlan:
         batches
             For calibration.
         """
-        scheme = METHODS[self.method](model, batches, **self.options)
+        method = METHODS[self.method]
+        scheme = method(model, batches, **self.options)
         # Other places get their ranges as the linears do, where the method has observers at all.
-        more = {
-            name.removeprefix("activation_"): self.settings[name]
-            for name in ("activation_observer", "weight_observer", "momentum", "percentile")
-            if name in self.settings
-        }
-        return extend_scheme(model, batches, scheme, self.sites, tables=self.tables, **more)
+        settings = method.settle(self.options)
+        return extend_scheme(
+            model, batches, scheme, self.sites, tables=self.tables, settings=settings
+        )
 
     def _match(self, given: dict[str, Any]) -> dict[str, Any]:
         """Keep what the method takes; refuse what it would ignore."""
@@ -154,6 +158,11 @@ class QuantizationPlan:
             if (value := settings.get(option)) is not None and value not in known:
                 words = f"{', '.join(known[:-1])} or {known[-1]}"
                 raise InputError(f"{_flag(option)} {value}: use {words}")
+        if settings.get("rounding") == "gptq" and self._stays("weights"):
+            raise InputError(
+                "--rounding gptq does nothing here: weights stay in floating point; leave it out, "
+                "or give --weights 8"
+            )
         size = self.options.get("group_size")
         require_positive(group_size=size)
         if size is not None and settings["weight_granularity"] != "group":

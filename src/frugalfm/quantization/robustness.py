@@ -13,7 +13,7 @@ from frugalfm.errors import InputError
 from frugalfm.probing.activations import OutlierReport, Place, measure_outliers
 from frugalfm.quantization.data import split_batches
 from frugalfm.quantization.evaluation import compare
-from frugalfm.quantization.minmax import quantize_minmax
+from frugalfm.quantization.methods import METHODS
 from frugalfm.tokens.codec import Codec
 
 __all__ = ["GRIDS", "assess_robustness", "gaussian_inf_norm"]
@@ -89,7 +89,7 @@ def assess_robustness(
     for width in bits:
         for name in grids:
             weights, activations = GRIDS[name]
-            scheme = quantize_minmax(
+            scheme = METHODS["minmax"](
                 model,
                 split.calibration,
                 weights=width,

@@ -117,11 +117,16 @@ class Scheme:
         grid = self.weight_grids.get(place)
         return weight if grid is None else grid.to(weight.device).round(weight)
 
+    def transformed_weight(self, site: str, linear: nn.Linear) -> Tensor:
+        """Give a site's weight before it is rounded."""
+        weight = linear.weight.detach()
+        if site not in self.transforms:
+            return weight
+        return self.transforms[site].to(weight.device).on_weight(weight)
+
     def quantized_weight(self, site: str, linear: nn.Linear) -> Tensor:
         """Give a site's weight as its linear multiplies by it: transformed, and on its grid."""
-        weight = linear.weight.detach()
-        if site in self.transforms:
-            weight = self.transforms[site].to(weight.device).on_weight(weight)
+        weight = self.transformed_weight(site, linear)
         grid = self.weight_grids.get(site)
         if grid is None:
             return weight

@@ -40,6 +40,7 @@ def quantize(
     weight_observer: Literal["minmax", "percentile", "mse"] | None = None,
     activation_observer: Literal["minmax", "running", "percentile", "mse"] | None = None,
     percentile: float | None = None,
+    rounding: Literal["nearest", "gptq"] | None = None,
     alpha: float | Literal["search"] | None = None,
     epochs: int | None = None,
     deploy: bool = False,
@@ -108,12 +109,16 @@ def quantize(
         What a weight's scale is found by: all of its values, all but few, or the least squared
         error.
     activation_observer
-        The same for fixed scales of activations; running averages the batches' ranges.
+        The same for fixed scales of activations; running averages the batches' ranges. By default
+        running, with --deploy minmax.
     percentile
         Of the observer percentile: share of the values to keep, in percent; 99.99 by default.
+    rounding
+        Of weights: each number to the nearest, or by gptq, so that the errors of a row make up for
+        each other. By default nearest, with --deploy gptq.
     alpha
         Of smoothquant and omniquant: how much of the difficulty goes to weights, 0 to 1; with
-        smoothquant also search. 0.5 by default.
+        smoothquant also search, the default with --deploy; else 0.5.
     epochs
         Of omniquant; 10 by default.
     deploy
@@ -170,6 +175,7 @@ def quantize(
         "weight_observer": weight_observer,
         "activation_observer": activation_observer,
         "percentile": percentile,
+        "rounding": rounding,
         "alpha": alpha,
         "epochs": epochs,
     }

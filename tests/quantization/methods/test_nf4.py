@@ -7,8 +7,8 @@ from planting import make_mlm, make_split, output_error
 from scipy.stats import norm
 
 from frugalfm.errors import InputError
-from frugalfm.quantization import load_scheme, quantize_minmax, save_scheme
-from frugalfm.quantization.nf4 import NF4_LEVELS, quantize_nf4
+from frugalfm.quantization import METHODS, load_scheme, save_scheme
+from frugalfm.quantization.methods.nf4 import NF4_LEVELS
 from frugalfm.quantization.quantizers import Format
 
 FORM = Format(4, True, "group", 64, NF4_LEVELS)
@@ -66,16 +66,16 @@ def test_normal_weights_lose_less():
 def test_scheme_of_a_model(tmp_path):
     model = make_mlm("dnabert2")
     split = make_split()
-    scheme = quantize_nf4(model, (), group_size=16)
+    scheme = METHODS["nf4"](model, (), group_size=16)
     assert scheme.label == "W4A16"
     save_scheme(scheme, tmp_path)
-    plain = quantize_minmax(model, (), weights=4, activations=16)
+    plain = METHODS["minmax"](model, (), weights=4, activations=16)
     errors = [
         output_error(model, s, split.evaluation) for s in (scheme, load_scheme(tmp_path), plain)
     ]
     assert errors[0] == errors[1]
     assert errors[0] < 0.7 * errors[2]  # measured 0.50
-    both = quantize_nf4(
+    both = METHODS["nf4"](
         model, split.calibration, activations=8, activation_granularity="tensor", group_size=16
     )
     assert both.label == "W4A8"
@@ -85,8 +85,8 @@ def test_scheme_of_a_model(tmp_path):
 def test_faults_are_named():
     model = make_mlm("bert")
     with pytest.raises(InputError, match="4 bits, not 8"):
-        quantize_nf4(model, (), weights=8)
+        METHODS["nf4"](model, (), weights=8)
     with pytest.raises(InputError, match="query: 32 inputs do not divide into groups of 64"):
-        quantize_nf4(model, ())
+        METHODS["nf4"](model, ())
     with pytest.raises(InputError, match="at least one"):
-        quantize_nf4(model, (), group_size=16, activations=8, activation_granularity="tensor")
+        METHODS["nf4"](model, (), group_size=16, activations=8, activation_granularity="tensor")

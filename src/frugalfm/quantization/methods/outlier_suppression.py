@@ -33,19 +33,12 @@ import torch
 from torch import Tensor, nn
 
 from frugalfm.progress import progress
-from frugalfm.quantization.assembly import OutputError, assemble
-from frugalfm.quantization.capture import Captured, capture_inputs
-from frugalfm.quantization.groups import InputGroup, find_feeding_norms, input_groups
-from frugalfm.quantization.observers import PERCENTILE, ObserverName
-from frugalfm.quantization.quantizers import (
-    Format,
-    Grid,
-    InputGranularity,
-    WeightGranularity,
-    make_input_format,
-    make_weight_format,
-)
+from frugalfm.quantization.methods.assembly import OutputError, assemble
+from frugalfm.quantization.methods.capture import Captured, capture_inputs
+from frugalfm.quantization.methods.groups import InputGroup, find_feeding_norms, input_groups
+from frugalfm.quantization.quantizers import Format, Grid
 from frugalfm.quantization.scheme import Scheme
+from frugalfm.quantization.settings import Settings
 from frugalfm.quantization.sites import survey_sites
 from frugalfm.quantization.transforms import ChannelTransform
 from frugalfm.training.data import Batch
@@ -67,15 +60,8 @@ _SMALLEST = 0.01  # Of the mean |gamma|.
 def quantize_outlier_suppression(
     model: nn.Module,
     batches: Sequence[Batch],
+    settings: Settings,
     *,
-    weights: int = 8,
-    activations: int = 8,
-    weight_granularity: WeightGranularity = "channel",
-    activation_granularity: InputGranularity = "tensor",
-    group_size: int | None = None,
-    symmetric_activations: bool = False,
-    weight_observer: ObserverName = "minmax",
-    percentile: float = PERCENTILE,
     migrate: Literal["search", "always", "never"] = "search",
     coarse: bool = True,
     fine_steps: int = 20,
@@ -86,16 +72,9 @@ def quantize_outlier_suppression(
 
     Parameters
     ----------
-    model
-        An encoder that the catalogue knows, in evaluation mode, on the device to compute on.
-    batches
-        For calibration; at least one. Pads are left out.
-    weights, activations
-        Widths in bits, 2 to 15; 16 leaves them in floating point, but with gamma migrated.
-    weight_granularity, group_size, symmetric_activations, weight_observer, percentile
-        As of :func:`~frugalfm.quantization.minmax.quantize_minmax`.
-    activation_granularity
-        One static grid for a site; or dynamic ones, and then nothing is clipped.
+    model, batches, settings
+        As of :class:`~frugalfm.quantization.methods.Method`. Gamma is migrated where inputs stay
+        in floating point, too; nothing is clipped where their grids are dynamic.
     migrate
         Gamma: ``always``, as published; ``never``; or ``search``: for the linears that read one
         tensor, whichever of the two loses less.
@@ -107,17 +86,8 @@ def quantize_outlier_suppression(
         Its rate, relative to the step between two grid points.
     tokens
         Sampled, to measure losses on.
-
-    Raises
-    ------
-    InputError
-        An unknown architecture, an option out of range, no batches, or weights or activations
-        that are not finite.
     """
-    weight_format = make_weight_format(weights, weight_granularity, group_size=group_size)
-    input_format = make_input_format(
-        activations, activation_granularity, symmetric=symmetric_activations
-    )
+    input_format = settings.input_format
     groups = input_groups(survey_sites(model))
     captured = capture_inputs(model, batches, groups, tokens=tokens)
     norms = find_feeding_norms(model, batches[0], groups) if migrate != "never" else {}
@@ -131,15 +101,7 @@ def quantize_outlier_suppression(
         if migrate == "search" and moved is not None and input_format is not None:
             choices.append(None)
         for transform in choices:
-            loss = OutputError(
-                model,
-                group,
-                captured[group].sample,
-                weights=weight_format,
-                transform=transform,
-                observer=weight_observer,
-                percentile=percentile,
-            )
+            loss = OutputError(model, group, captured[group].sample, settings, transform)
             how: Format | Grid | None = input_format
             if input_format and not input_format.dynamic:
                 start = _cover(input_format, captured[group], transform)
@@ -153,13 +115,11 @@ def quantize_outlier_suppression(
     return assemble(
         "outlier-suppression",
         model,
+        batches,
         groups,
-        weights=weight_format,
-        activations=input_format,
+        settings,
         transforms=transforms,
         input_grids=grids,
-        weight_observer=weight_observer,
-        percentile=percentile,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from frugalfm.errors import InputError
-from frugalfm.quantization.groups import InputGroup
+from frugalfm.quantization.methods.groups import InputGroup
 from frugalfm.quantization.sites import Site
 from frugalfm.quantization.taps import see_sites
 from frugalfm.training.data import Batch
@@ -32,6 +32,10 @@ class Captured:
     low: Tensor
     high: Tensor
     sample: Tensor
+
+    def join(self, other: Captured) -> Captured:
+        """Extremes of both; the sample of this one."""
+        return Captured(self.low.minimum(other.low), self.high.maximum(other.high), self.sample)
 
     @property
     def largest(self) -> Tensor:
@@ -57,7 +61,7 @@ def capture_inputs(
     batches
         At least one.
     groups
-        Of :func:`~frugalfm.quantization.groups.input_groups`.
+        Of :func:`~frugalfm.quantization.methods.groups.input_groups`.
     tokens
         To sample, about; the extremes are those of all tokens.
     seed

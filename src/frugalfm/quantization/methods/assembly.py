@@ -9,18 +9,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from frugalfm.quantization.groups import InputGroup
-from frugalfm.quantization.minmax import cover_inputs, cover_weights
-from frugalfm.quantization.observers import PERCENTILE, ObserverName
+from frugalfm.quantization.methods.groups import InputGroup
 from frugalfm.quantization.quantizers import Format, Grid, fake_quantize
+from frugalfm.quantization.ranges import cover_inputs, cover_weights
 from frugalfm.quantization.scheme import Scheme, hash_weight
+from frugalfm.quantization.settings import Settings
 from frugalfm.quantization.sites import Site
 from frugalfm.quantization.transforms import ChannelTransform
 from frugalfm.training.data import Batch
 
 _T = TypeVar("_T")
 
-__all__ = ["OutputError", "assemble", "cover_groups", "linear_of"]
+__all__ = ["OutputError", "assemble", "linear_of", "transformed_weights"]
 
 
 def linear_of(model: nn.Module, site: str) -> nn.Linear:
@@ -39,12 +39,10 @@ class OutputError:
         The linears.
     inputs
         Real tokens, not transformed, shape ``(tokens, in_features)``.
-    weights
-        Format of the weights, which are rounded to nearest; None leaves them.
+    settings
+        How weights are rounded, to nearest, if they are.
     transform
         Of the group.
-    observer, percentile
-        What the weights' ranges are found by.
 
     Attributes
     ----------
@@ -62,17 +60,14 @@ class OutputError:
         model: nn.Module,
         group: InputGroup,
         inputs: Tensor,
-        *,
-        weights: Format | None,
+        settings: Settings,
         transform: ChannelTransform | None,
-        observer: ObserverName = "minmax",
-        percentile: float = PERCENTILE,
     ) -> None:
-        values = _weights(model, group, transform)
+        values = transformed_weights(model, group, transform)
         self.inputs = inputs if transform is None else transform.on_input(inputs)
         self._exact = self.inputs @ torch.cat(list(values.values())).T
-        if weights is not None:
-            grids = cover_weights(values, weights, observer, percentile)
+        if settings.weight_format is not None:
+            grids = cover_weights(values, settings.weight_format, settings)
             values = {site: grids[site].round(weight) for site, weight in values.items()}
         self._weight = torch.cat(list(values.values()))
         self._size = self._exact.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
@@ -88,24 +83,60 @@ class OutputError:
         return float(self(fake_quantize(self.inputs, how)))
 
 
-def cover_groups(
+def assemble(
+    method: str,
     model: nn.Module,
     batches: Sequence[Batch],
     groups: Sequence[InputGroup],
-    form: Format | None,
-    transforms: Mapping[InputGroup, ChannelTransform] | None = None,
+    settings: Settings,
     *,
-    observer: ObserverName = "running",
-    momentum: float = 0.9,
-    percentile: float = PERCENTILE,
-) -> dict[InputGroup, Grid]:
-    """Find the static grid of each group's (transformed) input; none if they are dynamic.
+    transforms: Mapping[InputGroup, ChannelTransform] | None = None,
+    input_grids: Mapping[InputGroup, Grid] | None = None,
+    weight_grids: dict[str, Grid] | None = None,
+    integers: dict[str, Tensor] | None = None,
+) -> Scheme:
+    """Make a scheme of what was found for each group.
+
+    Weights, and static inputs, get grids by the settings' observers where none are given.
 
     Raises
     ------
     InputError
-        No batches, or values that are not finite.
+        A weight is not finite or does not divide into groups; no batches where inputs are to get
+        grids, or values that are not finite.
     """
+    by_group = dict(transforms or {})
+    form = settings.weight_format
+    if form is not None and weight_grids is None:
+        values: dict[str, Tensor] = {}
+        for group in groups:
+            values |= transformed_weights(model, group, by_group.get(group))
+        weight_grids = cover_weights(values, form, settings)
+    if input_grids is None:
+        input_grids = _cover_groups(model, batches, groups, settings, by_group)
+    sites = tuple(site for group in groups for site in group.sites)
+    return Scheme(
+        method=method,
+        weights=form,
+        activations=settings.input_format,
+        sites=sites,
+        weight_grids=weight_grids or {},
+        input_grids=_by_site(input_grids),
+        weight_hashes={site: hash_weight(linear_of(model, site)) for site in sites},
+        transforms=_by_site(by_group),
+        integers=integers or {},
+    )
+
+
+def _cover_groups(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    groups: Sequence[InputGroup],
+    settings: Settings,
+    transforms: Mapping[InputGroup, ChannelTransform],
+) -> dict[InputGroup, Grid]:
+    """Find the static grid of each group's (transformed) input; none if they are dynamic."""
+    form = settings.input_format
     if form is None or form.dynamic:
         return {}
     found = cover_inputs(
@@ -113,61 +144,16 @@ def cover_groups(
         batches,
         [Site(group.first, "", None) for group in groups],
         form,
-        transforms={group.first: transform for group, transform in (transforms or {}).items()},
-        observer=observer,
-        momentum=momentum,
-        percentile=percentile,
+        settings,
+        {group.first: transform for group, transform in transforms.items()},
     )
     return {group: found[group.first] for group in groups}
 
 
-def assemble(
-    method: str,
-    model: nn.Module,
-    groups: Sequence[InputGroup],
-    *,
-    weights: Format | None,
-    activations: Format | None,
-    transforms: Mapping[InputGroup, ChannelTransform] | None = None,
-    input_grids: Mapping[InputGroup, Grid] | None = None,
-    weight_grids: dict[str, Grid] | None = None,
-    integers: dict[str, Tensor] | None = None,
-    weight_observer: ObserverName = "minmax",
-    percentile: float = PERCENTILE,
-) -> Scheme:
-    """Make a scheme of what was found for each group.
-
-    Weights get grids by `weight_observer` (and `percentile`) where none are given.
-
-    Raises
-    ------
-    InputError
-        A weight is not finite or does not divide into groups.
-    """
-    by_group = dict(transforms or {})
-    if weights is not None and not weight_grids:
-        values: dict[str, Tensor] = {}
-        for group in groups:
-            values |= _weights(model, group, by_group.get(group))
-        weight_grids = cover_weights(values, weights, weight_observer, percentile)
-    sites = tuple(site for group in groups for site in group.sites)
-    return Scheme(
-        method=method,
-        weights=weights,
-        activations=activations,
-        sites=sites,
-        weight_grids=weight_grids or {},
-        input_grids=_by_site(input_grids or {}),
-        weight_hashes={site: hash_weight(linear_of(model, site)) for site in sites},
-        transforms=_by_site(by_group),
-        integers=integers or {},
-    )
-
-
-def _weights(
+def transformed_weights(
     model: nn.Module, group: InputGroup, transform: ChannelTransform | None
 ) -> dict[str, Tensor]:
-    """Transform the weights of a group's linears; by site, in fp32."""
+    """Give the weights of a group's linears, transformed; by site, in fp32."""
     values = {site: linear_of(model, site).weight.detach().float() for site in group.sites}
     if transform is None:
         return values

@@ -1,15 +1,20 @@
-"""GPTQ (Frantar et al. 2023, arXiv 2210.17323): weights rounded to spare a linear's output.
+"""Weights rounded to spare a linear's output, by GPTQ, and biases that make up for what is left.
 
-Columns are rounded one after the other, and what each of them loses is made up for by the columns
-still in floating point, as far as the calibration inputs X allow. With ``H = 2 X X^T`` (damped)
-and U the upper Cholesky factor of its inverse (the paper's algorithm 1):
+Both hold for any scheme with static or dynamic inputs, transforms or none: what method found the
+grids does not matter.
+
+**GPTQ** (Frantar et al. 2023, arXiv 2210.17323). Columns are rounded one after the other, and what
+each of them loses is made up for by the columns still in floating point, as far as the calibration
+inputs X allow. With ``H = 2 X X^T`` (damped) and U the upper Cholesky factor of its inverse (the
+paper's algorithm 1):
 
     ``e = (w_j - round(w_j)) / U_jj``,    ``w_k <- w_k - e U_jk`` for all k > j
 
 in blocks of columns, so that columns far ahead are changed only once in a block. Grids are those
 of round-to-nearest, found before (also for groups of columns: "static groups"), so that any order
-of the columns can be taken. H comes from the model in floating point, or (`sequential`, as the
-paper does it) from one whose layers before are quantized already.
+of the columns can be taken. X are the inputs as the linear multiplies them: transformed, and
+rounded where that is to a fixed grid. They come from the model in floating point, or
+(`sequential`, as the paper does it) from one whose layers before are quantized already.
 """
 
 from __future__ import annotations
@@ -24,66 +29,39 @@ from torch import Tensor, nn
 
 from frugalfm.errors import InputError
 from frugalfm.progress import progress
-from frugalfm.quantization.assembly import assemble, cover_groups, linear_of
-from frugalfm.quantization.blocks import (
-    Part,
-    list_parts,
-    run_part,
-    substitute,
-)
-from frugalfm.quantization.groups import InputGroup, input_groups
-from frugalfm.quantization.minmax import cover_weights
-from frugalfm.quantization.observers import PERCENTILE, ObserverName
-from frugalfm.quantization.quantizers import (
-    Grid,
-    InputGranularity,
-    WeightGranularity,
-    make_input_format,
-    make_weight_format,
-)
+from frugalfm.quantization.blocks import Part, list_parts, run_part, substitute
+from frugalfm.quantization.methods.assembly import linear_of
+from frugalfm.quantization.methods.groups import InputGroup, input_groups
+from frugalfm.quantization.quantizers import Grid
 from frugalfm.quantization.scheme import Scheme
 from frugalfm.quantization.simulate import SimulatedLinear
-from frugalfm.quantization.sites import Site, Survey, survey_sites
+from frugalfm.quantization.sites import Site, survey_sites
 from frugalfm.quantization.taps import tap
 from frugalfm.training.data import Batch
 
-__all__ = ["quantize_gptq", "round_columns"]
+__all__ = ["round_columns", "round_weights"]
 
 
 @torch.no_grad()
-def quantize_gptq(
+def round_weights(
     model: nn.Module,
     batches: Sequence[Batch],
+    scheme: Scheme,
     *,
-    weights: int = 4,
-    activations: int = 16,
-    weight_granularity: WeightGranularity = "channel",
-    activation_granularity: InputGranularity = "token",
-    group_size: int | None = None,
-    symmetric_activations: bool = False,
-    weight_observer: ObserverName = "minmax",
-    activation_observer: ObserverName = "running",
-    momentum: float = 0.9,
-    percentile: float = PERCENTILE,
     damping: float = 0.01,
     order: Literal["size", "given"] = "size",
-    sequential: bool = True,
+    sequential: bool = False,
 ) -> Scheme:
-    """Find a scheme by GPTQ.
+    """Choose the integers of a scheme's weights by GPTQ; grids and transforms stay.
 
     Parameters
     ----------
     model
-        An encoder that the catalogue knows, in evaluation mode, on the device to compute on.
+        That the scheme was found for; left as it was.
     batches
         For calibration; at least one. Pads are left out.
-    weights, activations
-        Widths in bits, 2 to 15; 16 leaves them in floating point. The method is made for
-        activations in floating point; others are rounded as min-max does.
-    weight_granularity, activation_granularity, group_size, symmetric_activations
-        As of :func:`~frugalfm.quantization.minmax.quantize_minmax`.
-    weight_observer, activation_observer, momentum, percentile
-        Likewise.
+    scheme
+        Of linears.
     damping, order
         As of :func:`round_columns`.
     sequential
@@ -92,73 +70,34 @@ def quantize_gptq(
     Raises
     ------
     InputError
-        An unknown architecture, an option out of range, no batches, or weights or activations
-        that are not finite.
+        No batches, or inputs that are not finite.
     """
-    weight_format = make_weight_format(weights, weight_granularity, group_size=group_size)
-    input_format = make_input_format(
-        activations, activation_granularity, symmetric=symmetric_activations
-    )
-    survey = survey_sites(model)
-    groups = input_groups(survey)
-    grids: dict[str, Grid] = {}
-    integers: dict[str, Tensor] = {}
-    if weight_format:
-        values = {s: linear_of(model, s).weight.detach() for group in groups for s in group.sites}
-        grids = cover_weights(values, weight_format, weight_observer, percentile)
-        integers = _round_layers(
-            model, batches, survey, grids, sequential=sequential, damping=damping, order=order
-        )
-    return assemble(
-        "gptq",
-        model,
-        groups,
-        weights=weight_format,
-        activations=input_format,
-        weight_grids=grids,
-        input_grids=cover_groups(
-            model,
-            batches,
-            groups,
-            input_format,
-            observer=activation_observer,
-            momentum=momentum,
-            percentile=percentile,
-        ),
-        integers=integers,
-    )
-
-
-def _round_layers(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    survey: Survey,
-    grids: dict[str, Grid],
-    *,
-    sequential: bool,
-    **options: Any,
-) -> dict[str, Tensor]:
-    """Round layer after layer; the model is left as it was."""
+    if not scheme.weight_grids:
+        return scheme
     if not batches:
         raise InputError("no calibration batch has been given; give at least one")
     device = next(model.parameters()).device
     moved = [batch.to(device) for batch in batches]
     passed: list[Any] = [None] * len(moved)
+    survey = survey_sites(model)
     integers: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         for part in progress(list_parts(survey), desc="gptq", unit="layer"):
             inside = [group for group in input_groups(survey) if group.first in part.sites]
-            hessians, outputs = _collect(model, part, inside, moved, passed)
-            changed = {}
+            hessians, outputs = _collect(model, part, inside, scheme, moved, passed)
             for group in inside:
                 for site in group.sites:
-                    linear, grid = linear_of(model, site), grids[site]
-                    found = round_columns(linear.weight, grid, hessians[group.first], **options)
-                    integers[site] = found
-                    weight = grid.to_values(found).to(linear.weight.dtype)
-                    changed[site] = SimulatedLinear(linear, weight, None)
+                    linear = linear_of(model, site)
+                    integers[site] = round_columns(
+                        scheme.transformed_weight(site, linear),
+                        scheme.weight_grids[site].to(device),
+                        hessians[group.first],
+                        damping=damping,
+                        order=order,
+                    )
             if sequential:
-                stack.enter_context(substitute(model, changed))
+                found = replace(scheme, integers=integers)
+                stack.enter_context(substitute(model, _simulate(model, found, part.sites)))
             if part.is_layer:
                 if sequential:
                     outputs = [
@@ -166,13 +105,23 @@ def _round_layers(
                         for batch, given in zip(moved, passed, strict=True)
                     ]
                 passed = outputs
-    return integers
+    return replace(scheme, integers=integers)
+
+
+def _simulate(model: nn.Module, scheme: Scheme, sites: Sequence[str]) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {}
+    for site in sites:
+        linear, transform = linear_of(model, site), scheme.transforms.get(site)
+        weight = scheme.quantized_weight(site, linear)
+        found[site] = SimulatedLinear(linear, weight, None, transform)
+    return found
 
 
 def _collect(
     model: nn.Module,
     part: Part,
     groups: Sequence[InputGroup],
+    scheme: Scheme,
     batches: Sequence[Batch],
     passed: Sequence[Any],
 ) -> tuple[dict[str, Tensor], list[Any]]:
@@ -183,6 +132,11 @@ def _collect(
         rows = taps.real.select(inputs, site).flatten(0, -2).float()
         if not bool(rows.isfinite().all()):
             raise InputError(f"the input of {site.name} is not finite; the checkpoint is unusable")
+        transform, grid = scheme.transforms.get(site.name), scheme.input_grids.get(site.name)
+        if transform is not None:
+            rows = transform.to(rows.device).on_input(rows)
+        if grid is not None:
+            rows = grid.to(rows.device).round(rows)
         hessians[site.name] = hessians.get(site.name, 0) + rows.T @ rows
         return inputs
 

@@ -6,14 +6,13 @@ import torch
 from planting import keep_planted, list_readers, make_mlm, make_split, output_error, plant_outliers
 
 from frugalfm.errors import InputError
-from frugalfm.quantization import load_scheme, quantize_minmax, save_scheme, survey_sites
-from frugalfm.quantization.assembly import OutputError
-from frugalfm.quantization.groups import InputGroup
-from frugalfm.quantization.outlier_suppression import (
+from frugalfm.quantization import METHODS, Settings, load_scheme, save_scheme, survey_sites
+from frugalfm.quantization.methods.assembly import OutputError
+from frugalfm.quantization.methods.groups import InputGroup
+from frugalfm.quantization.methods.outlier_suppression import (
     RATIOS,
     clip_tokens,
     migration_scale,
-    quantize_outlier_suppression,
     round_through,
 )
 from frugalfm.quantization.quantizers import Format
@@ -28,7 +27,7 @@ def test_gamma_is_what_migrates(kind):
         for norm, _ in list_readers(model):
             weight = model.get_submodule(norm).weight
             weight.copy_(torch.randn(len(weight)))
-    scheme = quantize_outlier_suppression(model, make_split().calibration, migrate="always")
+    scheme = METHODS["outlier-suppression"](model, make_split().calibration, migrate="always")
     for norm, readers in list_readers(model):
         gamma = model.get_submodule(norm).weight.detach().double().abs().numpy()
         for site in readers:
@@ -55,8 +54,8 @@ def make_loss(outliers=2, bits=None, seed=0):
     model = torch.nn.Sequential(torch.nn.Linear(16, 8))
     with torch.no_grad():
         model[0].weight.copy_(torch.randn(8, 16, generator=generator))
-    weights = Format(bits, True, "channel") if bits else None
-    loss = OutputError(model, InputGroup(("0",), None), inputs, weights=weights, transform=None)
+    settings = Settings(weights=bits or 16)
+    loss = OutputError(model, InputGroup(("0",), None), inputs, settings, transform=None)
     return loss, inputs, model[0].weight.detach()
 
 
@@ -139,8 +138,8 @@ def test_beats_minmax_where_outliers_are_planted(kind, migrate):
     model = plant_outliers(make_mlm(kind))
     split = make_split(60, 8)
     options = {"weights": 8, "activations": 8, **STATIC}
-    plain = quantize_minmax(model, split.calibration, **options)
-    found = quantize_outlier_suppression(model, split.calibration, migrate=migrate, **options)
+    plain = METHODS["minmax"](model, split.calibration, **options)
+    found = METHODS["outlier-suppression"](model, split.calibration, migrate=migrate, **options)
     there = [
         output_error(model, keep_planted(model, scheme), split.evaluation)
         for scheme in (found, plain)
@@ -161,12 +160,12 @@ def test_each_stage_helps_on_a_trained_model(model, split):
     options = {"weights": 8, "activations": 4, "tokens": 256, **STATIC}
     plant_outliers(model)
     stages = {
-        "minmax": quantize_minmax(model, split.calibration, weights=8, activations=4),
-        "gamma": quantize_outlier_suppression(
+        "minmax": METHODS["minmax"](model, split.calibration, weights=8, activations=4),
+        "gamma": METHODS["outlier-suppression"](
             model, split.calibration, coarse=False, fine_steps=0, **options
         ),
-        "coarse": quantize_outlier_suppression(model, split.calibration, fine_steps=0, **options),
-        "fine": quantize_outlier_suppression(model, split.calibration, **options),
+        "coarse": METHODS["outlier-suppression"](model, split.calibration, fine_steps=0, **options),
+        "fine": METHODS["outlier-suppression"](model, split.calibration, **options),
     }
     errors = {n: compare(model, s, split.evaluation).output_error for n, s in stages.items()}
     # Measured 0.632, 0.0149, 0.0123 and 0.0119.
@@ -179,7 +178,7 @@ def test_same_again_saved_and_dynamic(tmp_path):
     model = make_mlm("modernbert")
     split = make_split()
     first, again = (
-        quantize_outlier_suppression(model, split.calibration, weights=6) for _ in range(2)
+        METHODS["outlier-suppression"](model, split.calibration, weights=6) for _ in range(2)
     )
     save_scheme(first, tmp_path)
     loaded = load_scheme(tmp_path)
@@ -189,7 +188,9 @@ def test_same_again_saved_and_dynamic(tmp_path):
             assert scheme.input_grids[site].scale == first.input_grids[site].scale
     errors = [output_error(model, scheme, split.evaluation) for scheme in (first, loaded)]
     assert errors[0] == errors[1]
-    dynamic = quantize_outlier_suppression(model, split.calibration, activation_granularity="token")
+    dynamic = METHODS["outlier-suppression"](
+        model, split.calibration, activation_granularity="token"
+    )
     assert dynamic.transforms
     assert not dynamic.input_grids
 
@@ -198,10 +199,10 @@ def test_faults_are_named():
     model = make_mlm("bert")
     split = make_split()
     with pytest.raises(InputError, match="at least one"):
-        quantize_outlier_suppression(model, [])
+        METHODS["outlier-suppression"](model, [])
     with pytest.raises(InputError, match="not per channel"):
-        quantize_outlier_suppression(model, split.calibration, activation_granularity="channel")
+        METHODS["outlier-suppression"](model, split.calibration, activation_granularity="channel")
     with torch.no_grad():
         model.bert.encoder.layer[1].intermediate.dense.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match="not finite"):
-        quantize_outlier_suppression(model, split.calibration)
+        METHODS["outlier-suppression"](model, split.calibration)

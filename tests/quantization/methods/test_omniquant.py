@@ -13,15 +13,21 @@ from torch import nn
 
 from frugalfm.encoders.anatomy import describe_encoder
 from frugalfm.errors import InputError
-from frugalfm.quantization import learned, quantize_minmax, simulate, survey_sites
-from frugalfm.quantization.learned import LearnedClipping, LearnedLinear, LearnedTransform
-from frugalfm.quantization.omniquant import fit_omniquant, quantize_omniquant
+from frugalfm.quantization import METHODS, Settings, simulate, survey_sites
+from frugalfm.quantization.methods import learned
+from frugalfm.quantization.methods.learned import LearnedClipping, LearnedLinear, LearnedTransform
+from frugalfm.quantization.methods.learning import Learning
+from frugalfm.quantization.methods.omniquant import fit_omniquant
 from frugalfm.quantization.quantizers import Format
-from frugalfm.quantization.smoothquant import quantize_smoothquant
 from frugalfm.training.data import Batch
 
 COARSE = {"weight_granularity": "tensor", "activation_granularity": "tensor"}
 FINE = {"weight_granularity": "channel", "activation_granularity": "token"}
+
+
+def learn(model, batches, *, epochs=10, lwc_lr=1e-2, let_lr=5e-3, alpha=0.5, **shared):
+    learning = Learning(epochs, lwc_lr, let_lr, alpha)
+    return fit_omniquant(model, batches, Settings(**shared), learning)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def test_every_architecture(kind):
     model = make_mlm(kind)
     before = copy.deepcopy(model.state_dict())
     split = make_split()
-    scheme, fits = fit_omniquant(model, split.calibration, weights=4, activations=4, epochs=1)
+    scheme, fits = learn(model, split.calibration, weights=4, activations=4, epochs=1)
     batch = split.evaluation[0]
     expected = run(model, batch)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -93,7 +99,7 @@ def test_models_with_a_head(kind, what, split):
     """Where the last layer feeds something other than a masked-language head."""
     model = make_model(kind, what)
     batches = [plain(batch) for batch in split.calibration[:2]]
-    scheme, fits = fit_omniquant(model, batches, weights=4, activations=6, epochs=1)
+    scheme, fits = learn(model, batches, weights=4, activations=6, epochs=1)
     survey = survey_sites(model)
     heads = [site.name for site in survey.linears if site.layer is None]
     assert [fit.name for fit in fits[3:]] == heads  # Whatever of the head is quantized.
@@ -121,7 +127,7 @@ def plain(batch):
 
 def test_linears_that_read_the_same_share_transform_and_grid():
     model = make_mlm("esmc")
-    scheme = quantize_omniquant(model, make_split().calibration, epochs=1, **COARSE)
+    scheme = METHODS["omniquant"](model, make_split().calibration, epochs=1, **COARSE)
     for block in describe_encoder(model).blocks:
         for names in ((block.query, block.key, block.value), (block.ffn_gate, block.ffn_in)):
             first, *others = names
@@ -140,8 +146,8 @@ def test_beats_minmax_on_planted_outliers(planted, split, granularity, bits):
     """To less than half of its error in a pre-LN model; in a post-LN one to less than 0.8."""
     share = 0.5 if describe_encoder(planted).pre_norm else 0.8
     settings = {"weights": bits[0], "activations": bits[1], **granularity}
-    plain = quantize_minmax(planted, split.calibration, **settings)
-    ours = quantize_omniquant(planted, split.calibration, **settings, epochs=3)
+    plain = METHODS["minmax"](planted, split.calibration, **settings)
+    ours = METHODS["omniquant"](planted, split.calibration, **settings, epochs=3)
     errors = [output_error(planted, scheme, split.evaluation) for scheme in (ours, plain)]
     assert errors[0] < share * errors[1]
 
@@ -152,7 +158,7 @@ def test_no_worse_than_smoothquant_on_the_calibration_objective(planted, split, 
     last = describe_encoder(planted).blocks[-1].name
     plain = record(planted, split.calibration, [last])[last]
     errors = []
-    for method, more in ((quantize_omniquant, {"epochs": 3}), (quantize_smoothquant, {})):
+    for method, more in ((METHODS["omniquant"], {"epochs": 3}), (METHODS["smoothquant"], {})):
         scheme = method(planted, split.calibration, weights=bits, activations=bits, **FINE, **more)
         with simulate(planted, scheme):
             found = record(planted, split.calibration, [last])[last]
@@ -165,8 +171,8 @@ def test_starts_where_minmax_and_smoothquant_end(planted, split):
     first = describe_encoder(planted).blocks[0].name
     plain = record(planted, split.calibration, [first])[first]
     settings = {"weights": 5, "activations": 6, **COARSE}
-    _, fits = fit_omniquant(planted, split.calibration, epochs=0, **settings)
-    for name, method in (("minmax", quantize_minmax), ("smoothquant", quantize_smoothquant)):
+    _, fits = learn(planted, split.calibration, epochs=0, **settings)
+    for name, method in (("minmax", METHODS["minmax"]), ("smoothquant", METHODS["smoothquant"])):
         with simulate(planted, method(planted, split.calibration, **settings)):
             found = record(planted, split.calibration, [first])[first]
         error = float((found - plain).square().mean())
@@ -176,7 +182,7 @@ def test_starts_where_minmax_and_smoothquant_end(planted, split):
 
 def test_a_hopeless_rate_falls_back_to_the_start(split):
     model = make_mlm("bert")
-    _, fits = fit_omniquant(model, split.calibration, epochs=1, lwc_lr=50.0, let_lr=50.0)
+    _, fits = learn(model, split.calibration, epochs=1, lwc_lr=50.0, let_lr=50.0)
     assert not any(fit.learned for fit in fits)
     assert all(fit.error == min(fit.errors.values()) for fit in fits)
 
@@ -184,12 +190,12 @@ def test_a_hopeless_rate_falls_back_to_the_start(split):
 @pytest.mark.parametrize("kind", ["bert", "esmc"])
 def test_weight_only_learns_clipping_alone(kind, split):
     model = make_mlm(kind)
-    scheme, fits = fit_omniquant(model, split.calibration, weights=3, activations=16, epochs=8)
+    scheme, fits = learn(model, split.calibration, weights=3, activations=16, epochs=8)
     assert scheme.label == "W3A16"
     assert not scheme.transforms
     assert not scheme.input_grids
     assert any(fit.learned for fit in fits)
-    plain = quantize_minmax(model, (), weights=3, activations=16, weight_granularity="channel")
+    plain = METHODS["minmax"](model, (), weights=3, activations=16, weight_granularity="channel")
     for fit in fits:
         for name in (site for site in scheme.sites if site.startswith(fit.name)):
             clipped = scheme.weight_grids[name].scale < plain.weight_grids[name].scale
@@ -200,10 +206,10 @@ def test_weight_only_learns_clipping_alone(kind, split):
 
 def test_activation_only_and_nothing(split):
     model = make_mlm("bert")
-    scheme = quantize_omniquant(model, split.calibration[:2], weights=16, activations=6, epochs=1)
+    scheme = METHODS["omniquant"](model, split.calibration[:2], weights=16, activations=6, epochs=1)
     assert not scheme.weight_grids
     assert scheme.transforms
-    nothing = quantize_omniquant(model, (), weights=16, activations=16)
+    nothing = METHODS["omniquant"](model, (), weights=16, activations=16)
     assert not nothing.quantizes
     batch = split.evaluation[0]
     with simulate(model, nothing):
@@ -228,9 +234,7 @@ def test_pads_do_not_matter(split, granularity):
         )
         for b in batches
     ]
-    fits = [
-        fit_omniquant(model, b, epochs=0, weights=6, **granularity)[1] for b in (batches, wider)
-    ]
+    fits = [learn(model, b, epochs=0, weights=6, **granularity)[1] for b in (batches, wider)]
     for one, other in zip(*fits, strict=True):
         assert one.errors == pytest.approx(other.errors, rel=2e-3)
 
@@ -240,10 +244,10 @@ def test_groups_of_inputs_and_grids_with_zero_points(split):
     settings = {"weights": 3, "activations": 8, "group_size": 8, "weight_granularity": "group"}
     errors = {}
     for symmetric in (True, False):
-        scheme, fits = fit_omniquant(
+        scheme, fits = learn(
             model, split.calibration, epochs=2, symmetric_weights=symmetric, **settings
         )
-        plain = quantize_minmax(model, split.calibration, symmetric_weights=symmetric, **settings)
+        plain = METHODS["minmax"](model, split.calibration, symmetric_weights=symmetric, **settings)
         site = scheme.sites[0]
         assert scheme.weight_grids[site].scale.shape == plain.weight_grids[site].scale.shape
         assert any(fit.learned for fit in fits)
@@ -255,7 +259,7 @@ def test_groups_of_inputs_and_grids_with_zero_points(split):
 def test_deterministic(split):
     model = make_mlm("bert")
     first, again = (
-        quantize_omniquant(model, split.calibration[:2], weights=4, epochs=2) for _ in range(2)
+        METHODS["omniquant"](model, split.calibration[:2], weights=4, epochs=2) for _ in range(2)
     )
     for site in first.sites:
         assert torch.equal(first.weight_grids[site].scale, again.weight_grids[site].scale)
@@ -265,22 +269,22 @@ def test_deterministic(split):
 def test_faults_are_named(split):
     model = make_mlm("bert")
     with pytest.raises(InputError, match="at least one"):
-        quantize_omniquant(model, ())
+        METHODS["omniquant"](model, ())
     with pytest.raises(InputError, match="not per token"):
-        quantize_omniquant(model, split.calibration, weight_granularity="token")
+        METHODS["omniquant"](model, split.calibration, weight_granularity="token")
     with pytest.raises(InputError, match="bits are not supported"):
-        quantize_omniquant(model, split.calibration, weights=1)
+        METHODS["omniquant"](model, split.calibration, weights=1)
     name = "bert.encoder.layer.1.output.dense"
     linear = model.get_submodule(name)
     with torch.no_grad():
         linear.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match=f"weight of {name} is not finite"):
-        quantize_omniquant(model, split.calibration[:1], epochs=1)
+        METHODS["omniquant"](model, split.calibration[:1], epochs=1)
     with torch.no_grad():
         linear.weight[0, 0] = 0.0
         linear.bias[0] = torch.inf
     with pytest.raises(InputError, match=r"output of bert\.encoder\.layer\.1 is not finite"):
-        quantize_omniquant(model, split.calibration[:1], epochs=1)
+        METHODS["omniquant"](model, split.calibration[:1], epochs=1)
 
 
 FORMATS = [

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from frugalfm.errors import InputError
-from frugalfm.quantization.learned import LearnedLinear, LearnedTransform
-from frugalfm.quantization.smoothquant import smoothing_scale
+from frugalfm.quantization.methods.learned import LearnedLinear, LearnedTransform
+from frugalfm.quantization.methods.smoothquant import smoothing_scale
 
 __all__ = ["Learner", "Learning", "PartFit"]
 

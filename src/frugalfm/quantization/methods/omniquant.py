@@ -9,10 +9,10 @@ head follow, each by itself.
 What is as published: the objective, straight-through rounding, AdamW with a rate for either kind,
 the start of the shares at the sigmoid of 4, of the scales at SmoothQuant's (arXiv 2211.10438) and
 of the shifts at the middle of each channel's range. What is not: transforms belong to the linears
-(:mod:`.transforms`), so that post-LN, gated layers and residual sums need no care; scales are
-learned as logarithms and shifts in units of the channel's range; a static range follows the
-transform exactly; queries and keys, which stay in floating point, get no scale of their own; and
-a layer keeps the best state that an epoch ended with, the starting points included.
+(:mod:`~frugalfm.quantization.transforms`), so that post-LN, gated layers and residual sums need no
+care; scales are learned as logarithms and shifts in units of the channel's range; a static range
+follows the transform exactly; queries and keys, which stay in floating point, get no scale of
+their own; and a layer keeps the best state that an epoch ended with, the starting points included.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from frugalfm.errors import InputError
 from frugalfm.progress import progress
-from frugalfm.quantization.assembly import linear_of
 from frugalfm.quantization.blocks import (
     Part,
     list_parts,
@@ -35,16 +34,12 @@ from frugalfm.quantization.blocks import (
     run_part,
     substitute,
 )
-from frugalfm.quantization.groups import InputGroup, input_groups
-from frugalfm.quantization.learned import LearnedClipping, LearnedLinear, LearnedTransform
-from frugalfm.quantization.learning import Learner, Learning, PartFit
-from frugalfm.quantization.quantizers import (
-    InputGranularity,
-    WeightGranularity,
-    make_input_format,
-    make_weight_format,
-)
-from frugalfm.quantization.scheme import Scheme, hash_weight
+from frugalfm.quantization.methods.assembly import assemble, linear_of
+from frugalfm.quantization.methods.groups import InputGroup, input_groups
+from frugalfm.quantization.methods.learned import LearnedClipping, LearnedLinear, LearnedTransform
+from frugalfm.quantization.methods.learning import Learner, Learning, PartFit
+from frugalfm.quantization.scheme import Scheme
+from frugalfm.quantization.settings import Settings
 from frugalfm.quantization.simulate import Rounding, SimulatedLinear
 from frugalfm.quantization.sites import Site, survey_sites
 from frugalfm.quantization.taps import RealTokens, tap
@@ -56,80 +51,38 @@ __all__ = ["PartFit", "fit_omniquant", "quantize_omniquant"]
 def quantize_omniquant(
     model: nn.Module,
     batches: Sequence[Batch],
+    settings: Settings,
     *,
-    weights: int = 8,
-    activations: int = 8,
-    weight_granularity: WeightGranularity = "channel",
-    activation_granularity: InputGranularity = "token",
-    group_size: int | None = None,
-    symmetric_weights: bool = True,
-    symmetric_activations: bool = False,
     epochs: int = 10,
     lwc_lr: float = 1e-2,
     let_lr: float = 5e-3,
     alpha: float = 0.5,
-    momentum: float = 0.9,
 ) -> Scheme:
-    """Find a scheme by OmniQuant; parameters as of :func:`fit_omniquant`."""
-    scheme, _ = fit_omniquant(
-        model,
-        batches,
-        weights=weights,
-        activations=activations,
-        weight_granularity=weight_granularity,
-        activation_granularity=activation_granularity,
-        group_size=group_size,
-        symmetric_weights=symmetric_weights,
-        symmetric_activations=symmetric_activations,
-        epochs=epochs,
-        lwc_lr=lwc_lr,
-        let_lr=let_lr,
-        alpha=alpha,
-        momentum=momentum,
-    )
-    return scheme
+    """Find a scheme by OmniQuant.
+
+    Parameters
+    ----------
+    model, batches, settings
+        As of :func:`fit_omniquant`.
+    epochs, lwc_lr, let_lr, alpha
+        As of :class:`~frugalfm.quantization.methods.learning.Learning`.
+    """
+    return fit_omniquant(model, batches, settings, Learning(epochs, lwc_lr, let_lr, alpha))[0]
 
 
 def fit_omniquant(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    *,
-    weights: int = 8,
-    activations: int = 8,
-    weight_granularity: WeightGranularity = "channel",
-    activation_granularity: InputGranularity = "token",
-    group_size: int | None = None,
-    symmetric_weights: bool = True,
-    symmetric_activations: bool = False,
-    epochs: int = 10,
-    lwc_lr: float = 1e-2,
-    let_lr: float = 5e-3,
-    alpha: float = 0.5,
-    momentum: float = 0.9,
+    model: nn.Module, batches: Sequence[Batch], settings: Settings, learning: Learning
 ) -> tuple[Scheme, list[PartFit]]:
     """Find a scheme, and say of each layer what was gained.
 
     Parameters
     ----------
-    model
-        An encoder that the catalogue knows, in evaluation mode, in fp32, on the device to compute
-        on; left as it was.
-    batches
-        For calibration; the method as published takes 128 sequences. All are passed over in each
-        epoch, one step a batch.
-    weights, activations
-        Widths in bits, 2 to 15; 16 leaves them in floating point. Where activations stay, nothing
-        is transformed and only the clipping is learned, as published.
-    weight_granularity, activation_granularity, group_size, symmetric_weights, \
-    symmetric_activations
-        As of :func:`~frugalfm.quantization.minmax.quantize_minmax`; the defaults are the paper's,
-        but for weights, which it rounds to asymmetric grids.
-    epochs, lwc_lr, let_lr
-        Of learning; rates of the clipping and of the transforms.
-    alpha
-        Of SmoothQuant's scales, which the transforms start as.
-    momentum
-        Of the running average of each channel's range.
+    model, batches, settings
+        As of :class:`~frugalfm.quantization.methods.Method`; the method as published takes 128
+        sequences and rounds weights to asymmetric grids. Where activations stay in floating
+        point, nothing is transformed and only the clipping is learned, as published.
+    learning
+        How; all batches are passed over in each epoch, one step a batch.
 
     Returns
     -------
@@ -137,42 +90,20 @@ def fit_omniquant(
         The scheme, and how each part was fitted. No part is worse on its calibration objective
         than by min-max grids or by SmoothQuant's scales, given the same input.
 
-    Raises
-    ------
-    InputError
-        An unknown architecture, a width out of range, no batches, weights or activations that
-        are not finite.
-
     Notes
     -----
     Two outputs of one layer are kept for each batch: ``2 * tokens * features`` numbers of fp32.
     """
-    form = make_weight_format(
-        weights, weight_granularity, group_size=group_size, symmetric=symmetric_weights
-    )
-    input_form = make_input_format(
-        activations, activation_granularity, symmetric=symmetric_activations
-    )
     survey = survey_sites(model)
     groups = input_groups(survey)
-    sites = tuple(site for group in groups for site in group.sites)
-    empty = Scheme(
-        method="omniquant",
-        weights=form,
-        activations=input_form,
-        sites=sites,
-        weight_grids={},
-        input_grids={},
-        weight_hashes={site: hash_weight(linear_of(model, site)) for site in sites},
-    )
-    if not empty.quantizes:
-        return empty, []
+    start = assemble("omniquant", model, (), groups, settings, input_grids={})
+    if not start.quantizes:
+        return start, []
     if not batches:
         raise InputError("OmniQuant learns from calibration batches; give at least one")
     device = next(model.parameters()).device
-    learning = Learning(epochs, lwc_lr, let_lr, alpha)
     moved = [batch.to(device) for batch in batches]
-    walk = _Walk(model, moved, groups, empty, learning, momentum)
+    walk = _Walk(model, moved, groups, start, learning, settings.momentum)
     with walk.noting_pads(), progress(list_parts(survey), desc="omniquant", unit="part") as bar:
         fits = [walk.fit(part) for part in bar]
     return walk.scheme, fits

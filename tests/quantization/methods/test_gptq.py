@@ -6,9 +6,9 @@ import torch
 from planting import make_mlm, make_split, output_error
 
 from frugalfm.errors import InputError
-from frugalfm.quantization import load_scheme, quantize_minmax, save_scheme
-from frugalfm.quantization.gptq import quantize_gptq, round_columns
-from frugalfm.quantization.nf4 import NF4_LEVELS
+from frugalfm.quantization import METHODS, load_scheme, save_scheme
+from frugalfm.quantization.methods.nf4 import NF4_LEVELS
+from frugalfm.quantization.methods.rounding import round_columns
 from frugalfm.quantization.quantizers import Format
 
 
@@ -110,10 +110,10 @@ def test_beats_round_to_nearest(kind):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     split = make_split(120, 8)
     for bits in (4, 3):
-        nearest = quantize_minmax(
+        nearest = METHODS["minmax"](
             model, (), weights=bits, activations=16, weight_granularity="channel"
         )
-        found = quantize_gptq(model, split.calibration, weights=bits)
+        found = METHODS["gptq"](model, split.calibration, weights=bits)
         assert set(found.integers) == set(found.sites)
         errors = [output_error(model, s, split.evaluation) for s in (found, nearest)]
         assert errors[0] < 0.9 * errors[1]
@@ -126,8 +126,8 @@ def test_groups_save_and_repeat(tmp_path):
     model = make_mlm("bert")
     split = make_split()
     options = {"weights": 4, "activations": 8, "weight_granularity": "group", "group_size": 16}
-    first = quantize_gptq(model, split.calibration, activation_granularity="tensor", **options)
-    again = quantize_gptq(model, split.calibration, activation_granularity="tensor", **options)
+    first = METHODS["gptq"](model, split.calibration, activation_granularity="tensor", **options)
+    again = METHODS["gptq"](model, split.calibration, activation_granularity="tensor", **options)
     save_scheme(first, tmp_path)
     loaded = load_scheme(tmp_path)
     for site in first.sites:
@@ -137,8 +137,8 @@ def test_groups_save_and_repeat(tmp_path):
     assert first.label == "W4A8"
     errors = [output_error(model, scheme, split.evaluation) for scheme in (first, loaded)]
     assert errors[0] == errors[1]
-    coarse = quantize_gptq(model, split.calibration, weights=4, weight_granularity="tensor")
-    fine = quantize_gptq(model, split.calibration, **(options | {"activations": 16}))
+    coarse = METHODS["gptq"](model, split.calibration, weights=4, weight_granularity="tensor")
+    fine = METHODS["gptq"](model, split.calibration, **(options | {"activations": 16}))
     errors = [output_error(model, scheme, split.evaluation) for scheme in (fine, coarse)]
     assert errors[0] < errors[1]
 
@@ -147,13 +147,13 @@ def test_faults_are_named():
     model = make_mlm("bert")
     split = make_split()
     with pytest.raises(InputError, match="at least one"):
-        quantize_gptq(model, [])
+        METHODS["gptq"](model, [])
     with pytest.raises(InputError, match="do not divide"):
-        quantize_gptq(model, split.calibration, weight_granularity="group", group_size=5)
+        METHODS["gptq"](model, split.calibration, weight_granularity="group", group_size=5)
     with pytest.raises(InputError, match="not per token"):
-        quantize_gptq(model, split.calibration, weight_granularity="token")
+        METHODS["gptq"](model, split.calibration, weight_granularity="token")
     with torch.no_grad():
         model.bert.encoder.layer[1].intermediate.dense.bias[3] = torch.inf
     with pytest.raises(InputError, match=r"input of bert\.encoder\.layer\.1\.output\.dense is not"):
-        quantize_gptq(model, split.calibration)
+        METHODS["gptq"](model, split.calibration)
     assert type(model.bert.encoder.layer[0].output.dense) is torch.nn.Linear

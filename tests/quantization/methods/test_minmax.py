@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from frugalfm.errors import InputError
-from frugalfm.quantization import compare, quantize_minmax, split_batches, survey_sites
+from frugalfm.quantization import METHODS, compare, split_batches, survey_sites
 from frugalfm.quantization.data import Split
 from frugalfm.tokens.masking import IGNORED
 
 
 def test_ranges_are_those_of_real_tokens_alone(model, codec, split, run):
     """Batch by batch, sequence by sequence without pads, averaged by hand."""
-    scheme = quantize_minmax(model, split.calibration)
+    scheme = METHODS["minmax"](model, split.calibration)
     name = "esm.encoder.layer.2.output.dense"
     ends = []
     handle = model.get_submodule(name).register_forward_pre_hook(
@@ -40,7 +40,7 @@ def test_ranges_are_those_of_real_tokens_alone(model, codec, split, run):
 def test_cost_grows_as_bits_shrink(model, split):
     costs = {}
     for bits in (8, 6, 4, 2):
-        scheme = quantize_minmax(model, split.calibration, weights=bits, activations=bits)
+        scheme = METHODS["minmax"](model, split.calibration, weights=bits, activations=bits)
         costs[bits] = compare(model, scheme, split.evaluation)
     assert costs[8].label == "W8A8"
     assert abs(costs[8].increase) < 0.01 < 0.2 < costs[2].increase
@@ -52,8 +52,8 @@ def test_cost_grows_as_bits_shrink(model, split):
 
 
 def test_finer_granularity_is_closer(model, split):
-    coarse = quantize_minmax(model, split.calibration, weights=4, activations=4)
-    fine = quantize_minmax(
+    coarse = METHODS["minmax"](model, split.calibration, weights=4, activations=4)
+    fine = METHODS["minmax"](
         model,
         (),
         weights=4,
@@ -70,7 +70,7 @@ def test_finer_granularity_is_closer(model, split):
 def test_comparison_is_what_a_plain_loop_finds(model, split, run):
     from frugalfm.quantization import simulate
 
-    scheme = quantize_minmax(model, split.calibration, weights=4, activations=4)
+    scheme = METHODS["minmax"](model, split.calibration, weights=4, activations=4)
     found = compare(model, scheme, split.evaluation)
     losses, same, errors, right = [[], []], [], [], []
     for batch in split.evaluation:
@@ -100,7 +100,7 @@ def test_comparison_is_what_a_plain_loop_finds(model, split, run):
 def test_sixteen_is_floating_point_and_labels_never_collide(model, split):
     labels = {}
     for weights, activations in ((8, 8), (8, 16), (16, 8), (16, 16)):
-        scheme = quantize_minmax(
+        scheme = METHODS["minmax"](
             model, split.calibration[:2], weights=weights, activations=activations
         )
         labels[scheme.label] = scheme.meaning
@@ -120,38 +120,38 @@ def test_saturating_sites_are_named(model, codec, split):
     with torch.no_grad():
         norm.weight /= 10
         norm.bias /= 10
-    scheme = quantize_minmax(model, split.calibration)
+    scheme = METHODS["minmax"](model, split.calibration)
     with torch.no_grad():
         norm.weight *= 10
         norm.bias *= 10
     found = compare(model, scheme, split.evaluation)
     assert next(iter(found.saturating)) == "esm.encoder.layer.1.intermediate.dense"
-    sound = compare(model, quantize_minmax(model, split.calibration), split.evaluation)
+    sound = compare(model, METHODS["minmax"](model, split.calibration), split.evaluation)
     assert not sound.saturating
 
 
 def test_faults_name_the_site(model, split):
     with pytest.raises(InputError, match="give at least one"):
-        quantize_minmax(model, [])
+        METHODS["minmax"](model, [])
     with pytest.raises(InputError, match="2 to 16"):
-        quantize_minmax(model, split.calibration, weights=1)
+        METHODS["minmax"](model, split.calibration, weights=1)
     with pytest.raises(InputError, match="not per token"):
-        quantize_minmax(model, split.calibration, weight_granularity="token")
+        METHODS["minmax"](model, split.calibration, weight_granularity="token")
     with pytest.raises(InputError, match="not per channel"):
-        quantize_minmax(model, split.calibration, activation_granularity="channel")
-    scheme = quantize_minmax(model, split.calibration[:1])
+        METHODS["minmax"](model, split.calibration, activation_granularity="channel")
+    scheme = METHODS["minmax"](model, split.calibration[:1])
     with pytest.raises(InputError, match="no masked position"):
         compare(model, scheme, [])
     with torch.no_grad():
         model.esm.encoder.layer[1].intermediate.dense.bias[3] = torch.inf
     with pytest.raises(InputError, match=r"input of esm\.encoder\.layer\.1\.output\.dense is not"):
-        quantize_minmax(model, split.calibration)
+        METHODS["minmax"](model, split.calibration)
     with pytest.raises(InputError, match="output is not finite"):
         compare(model, scheme, split.evaluation)
     with torch.no_grad():
         model.esm.encoder.layer[0].output.dense.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match=r"weight of esm\.encoder\.layer\.0\.output\.dense is not"):
-        quantize_minmax(model, split.calibration)
+        METHODS["minmax"](model, split.calibration)
 
 
 def test_split_is_disjoint_exact_and_reproducible(codec):
@@ -173,6 +173,6 @@ def test_split_is_disjoint_exact_and_reproducible(codec):
 
 
 def test_scheme_covers_the_survey(model, split):
-    scheme = quantize_minmax(model, split.calibration[:1])
+    scheme = METHODS["minmax"](model, split.calibration[:1])
     names = [site.name for site in survey_sites(model).sites]
     assert list(scheme.sites) == names == list(scheme.weight_grids) == list(scheme.input_grids)
