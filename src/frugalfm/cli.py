@@ -6,15 +6,18 @@ or at the top of a verb's file, so that help is instant.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cyclopts import App
 
 import frugalfm
 from frugalfm import VERBS, __version__
-from frugalfm.errors import FrugalError, InputError
+from frugalfm.errors import FrugalError, FrugalWarning, InputError
 
 __all__ = ["main"]
 
@@ -27,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
-        _make_app()(words)
+        with _plain_warnings():
+            _make_app()(words)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -55,6 +59,26 @@ def _make_app() -> App:
     for verb in VERBS:
         app.command(getattr(frugalfm, verb), name=verb.replace("_", "-"))
     return app
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings of ours as one line, without the place in our source; others as ever."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(
+            message: Warning | str, category: type[Warning], *rest: Any, **others: Any
+        ) -> None:
+            if not issubclass(category, FrugalWarning):
+                show(message, category, *rest, **others)
+                return
+            from tqdm import tqdm  # not before it is needed, so that help is instant
+
+            tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar
+
+        warnings.showwarning = show_plainly
+        yield
 
 
 def _report(error: Exception) -> int:

@@ -1,6 +1,11 @@
-"""The two kinds of failure that a user can act on."""
+"""The two kinds of failure that a user can act on, and warnings of what may be one."""
 
-__all__ = ["FrugalError", "InputError", "require_positive"]
+import inspect
+import warnings
+
+__all__ = ["FrugalError", "FrugalWarning", "InputError", "require_positive", "warn"]
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 class FrugalError(Exception):
@@ -12,6 +17,18 @@ class InputError(FrugalError):
 
     The message names the file (and line, where there is one), what is wrong, and the remedy.
     """
+
+
+class FrugalWarning(UserWarning):
+    """Something that works and is probably not meant; the command line prints it as one line."""
+
+
+def warn(message: str) -> None:
+    """Warn with a :class:`FrugalWarning` of the line outside of the package that led here."""
+    level, frame = 1, inspect.currentframe()  # only Python 3.12 can skip a package's own files
+    while frame is not None and frame.f_globals["__name__"].startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FrugalWarning, stacklevel=level)
 
 
 def require_positive(*, seed: int = 0, **options: float | None) -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from frugalfm.encoders import PRESETS, create_encoder, load_encoder, save_encoder
+from frugalfm.deployment.runtime import DEPLOYMENT
+from frugalfm.encoders import PRESETS, create_encoder, load_encoder, open_model, save_encoder
+from frugalfm.encoders.checkpoints import check_checkpoint
+from frugalfm.encoders.heads import add_head
 from frugalfm.errors import InputError
 
 
@@ -110,3 +113,61 @@ def test_remote_code_is_not_run(folder):
 def test_unknown_name_lists_the_known():
     with pytest.raises(InputError, match="rna-fm-tiny"):
         create_encoder("rna-fm-huge")
+
+
+def make_artifact(folder, kind, *files, config=True):
+    """What other verbs leave, as far as it can be told from outside."""
+    folder.mkdir()
+    inputs = {"checkpoint": {"path": "runs/mine", "sha256": ""}}
+    content = {"kind": kind, "files": {}, "inputs": inputs, "summary": {}}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    if config:
+        (folder / "config.json").write_text('{"architectures": ["EsmForTokenClassification"]}')
+    for name in files:
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "config", "message"),
+    [
+        ("tuned", ["model.safetensors"], True, "is a tuned model.*`embed`"),
+        ("tuned", ["adapter_model.safetensors"], False, "is a tuned model.*`embed`"),
+        ("quantization", [DEPLOYMENT, "model.bin"], True, "is a deployed model.*predict"),
+        ("quantization", ["scheme.safetensors"], False, "repeat that with --deploy"),
+    ],
+)
+def test_other_artifacts_are_named_and_their_checkpoint_too(tmp_path, kind, files, config, message):
+    found = make_artifact(tmp_path / "x", kind, *files, config=config)
+    for read in (check_checkpoint, load_encoder, lambda path: open_model(str(path))):
+        with pytest.raises(InputError, match=rf"{message}.*\(runs/mine\)"):
+            read(found)
+
+
+def test_artifacts_that_hold_no_model_are_named(tmp_path):
+    with pytest.raises(InputError, match="of kind 'shards', and no checkpoint"):
+        check_checkpoint(make_artifact(tmp_path / "x", "shards", config=False))
+
+
+def test_a_damaged_manifest_is_not_in_the_way(folder):
+    (folder / "manifest.json").write_text("[")
+    load_encoder(folder)
+
+
+def test_a_model_with_a_head_is_not_called_damaged(tmp_path):
+    encoder, tokenizer = create_encoder("rna-fm-nano")
+    save_encoder(add_head(encoder, "single_label", ["a", "b"]), tokenizer, tmp_path / "x")
+    with pytest.raises(InputError, match=r"with a head for a task.*`embed`"):
+        load_encoder(tmp_path / "x")
+
+
+def test_what_is_missing_may_be_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"named size.*`frugalfm pretrain --model rna-fm-nano`"):
+        check_checkpoint("rna-fm-nano")
+    with pytest.raises(InputError, match="hf download zhihan1996/DNABERT-2-117M --local-dir"):
+        check_checkpoint("zhihan1996/DNABERT-2-117M")
+    (tmp_path / "runs").mkdir()
+    for path in ("runs/mine", "./mine", "/nowhere/mine", "mine"):
+        with pytest.raises(InputError, match=r"no such checkpoint folder$"):
+            check_checkpoint(path)

@@ -160,8 +160,12 @@ def test_the_place_of_a_bad_letter_is_told(folder, records, width, data):
 def test_stream_takes_shards_and_wants_their_alphabet(tmp_path, built):
     built(">a\nACGU\n>b\nGG\n")
     assert pairs(tmp_path / "out") == [("a", "ACGU"), ("b", "GG")]
+    # A model's own letter is read for T and U, as it is from files.
+    assert pairs(tmp_path / "out", "dna") == [("a", "ACGT"), ("b", "GG")]
+    with pytest.raises(InputError, match=r"holds rna sequences; take a model .*reads protein\)"):
+        rows(tmp_path / "out", "protein")
     with pytest.raises(InputError, match="use --alphabet rna"):
-        rows(tmp_path / "out", "dna")
+        open_sources(tmp_path / "out", "dna")
     with pytest.raises(InputError, match="no column 'label'"):
         rows(tmp_path / "out", columns=["label"])
 

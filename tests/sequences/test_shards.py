@@ -33,6 +33,12 @@ def coreset(tmp_path, monkeypatch):
     return stage.commit(writer.summary())
 
 
+def test_a_sequence_file_is_to_be_built_first(tmp_path):
+    (tmp_path / "rna.fa").write_text(">a\nACGU\n")
+    with pytest.raises(InputError, match=r"`frugalfm build .*rna\.fa --alphabet"):
+        open_shards(tmp_path / "rna.fa")
+
+
 def test_round_trip(coreset):
     found = open_shards(coreset)
     assert (found.alphabet, found.n_sequences) == ("rna", 250)

@@ -3,10 +3,12 @@
 import json
 import statistics
 
+import numpy as np
 import pytest
 
 from frugalfm.suites.results import collect, estimate_mean
 from frugalfm.suites.table import render_markdown, render_text
+from frugalfm.tasks.intervals import Sample
 
 T_95 = {1: 12.7062047, 2: 4.3026527}  # quantiles of Student's t, from a printed table
 
@@ -35,9 +37,14 @@ def find(rows, **wanted):
     return row
 
 
+def sample_of(values, spread=0.0):
+    """Values of seeds, and draws of each whose standard deviation is the spread."""
+    return Sample(np.array(values), np.array(values)[:, None] + spread * np.array([[-1, 0, 1]]))
+
+
 @pytest.mark.parametrize("values", [[0.5, 0.7], [0.1, 0.2, 0.6]])
-def test_interval_over_seeds(values):
-    found = estimate_mean(values)
+def test_interval_over_seeds_alone(values):
+    found = estimate_mean(Sample(np.array(values), np.empty((len(values), 0))))
     half = T_95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
     assert found["interval"] == "seeds"
     assert found["value"] == pytest.approx(statistics.mean(values))
@@ -45,20 +52,72 @@ def test_interval_over_seeds(values):
     assert found["value"] - found["low"] == pytest.approx(half)
 
 
+@pytest.mark.parametrize(
+    ("values", "spread", "half"),
+    [
+        # Variance 0.01 of the seeds' mean and 0.01 of the rows: 1 * (0.02 / 0.01)^2 = 4 degrees.
+        ([0.5, 0.7], 0.1, 2.7764451 * 0.02**0.5),
+        # No spread of the rows: Student's interval of two seeds.
+        ([0.5, 0.7], 0.0, 12.7062047 * 0.1),
+        # No spread of the seeds: the normal interval of the rows, not none at all.
+        ([0.2, 0.2], 0.1, 1.9599640 * 0.1),
+        # Variances 0.12 / 3 and 0.04 of three seeds: 2 * 2^2 = 8 degrees.
+        ([0.2, 0.2, 0.8], 0.2, 2.3060041 * 0.08**0.5),
+    ],
+)
+def test_interval_over_seeds_and_test_rows(values, spread, half):
+    found = estimate_mean(sample_of(values, spread))
+    assert found["interval"] == "seeds and test"
+    assert found["value"] == pytest.approx(statistics.mean(values))
+    assert found["high"] - found["value"] == pytest.approx(half)
+    assert found["value"] - found["low"] == pytest.approx(half)
+
+
 def test_a_single_seed_has_the_interval_of_its_test_rows():
-    assert estimate_mean([0.5]) == {"value": 0.5, "low": None, "high": None, "interval": None}
-    # Of the mean of two independent tasks with half-widths 0.3 and 0.4.
-    found = estimate_mean([0.5], [0.3, 0.4])
-    assert found["high"] - 0.5 == pytest.approx(0.5 / 2)
+    alone = estimate_mean(Sample(np.array([0.5]), np.empty((1, 0))))
+    assert alone == {"value": 0.5, "low": None, "high": None, "interval": None}
     rows = rows_of({("tf/0", "a", "probe"): [0.2], ("tf/1", "a", "probe"): [0.4]})
     rows[0]["mcc_low"] = -0.3
-    found = collect(rows, suite=suite_of(["tf/0", "tf/1"], ["probe"], 3), checkpoints=["a"])
+    random = np.random.default_rng(0)
+    # Of the mean of two independent tasks with standard errors 0.3 and 0.4.
+    draws = {
+        (task, "a", "probe", 42): random.normal(0.3, error, 200_000)
+        for task, error in (("tf/0", 0.3), ("tf/1", 0.4))
+    }
+    suite = suite_of(["tf/0", "tf/1"], ["probe"], 3)
+    found = collect(rows, suite=suite, checkpoints=["a"], draws=draws)
     score = find(found["scores"], task="tf/0")
     assert (score["low"], score["high"], score["interval"]) == (-0.3, pytest.approx(0.3), "test")
     (average,) = found["averages"]
     assert average["value"] == pytest.approx(0.3)
-    assert average["high"] - 0.3 == pytest.approx((0.3**2 + 0.1**2) ** 0.5 / 2)
+    assert average["interval"] == "test"
+    assert average["high"] - 0.3 == pytest.approx(1.96 * 0.5 / 2, rel=0.01)
     assert found["drops"] == found["comparison"] == []
+
+
+def test_drops_are_paired_by_test_rows():
+    """What all models find hard is no spread of their difference."""
+    table = {("tf/0", name, method): [value, value]
+             for name, method, value in (("a", "full", 0.7), ("a", "lora", 0.6),
+                                         ("b", "full", 0.7), ("b", "lora", 0.65))}  # fmt: skip
+    common = np.random.default_rng(0).normal(0, 0.1, 1000)
+    draws = {
+        (*place, 42 + i): value + common for place, values in table.items()
+        for i, value in enumerate(values)
+    }  # fmt: skip
+    suite = suite_of(["tf/0"], ["full", "lora"], 2)
+    found = collect(rows_of(table), suite=suite, checkpoints=["a", "b"], draws=draws)
+    drop = find(found["drops"], checkpoint="a", method="lora")
+    assert drop["high"] - drop["low"] == pytest.approx(0, abs=1e-9)
+    assert find(found["comparison"], method="lora")["certain"]
+    score = find(found["scores"], checkpoint="a", method="lora")
+    assert score["high"] - score["low"] == pytest.approx(2 * 1.96 * common.std(ddof=1), rel=0.01)
+    # One run cannot tell whether a drop is one of its seed.
+    one = {place: values[:1] for place, values in table.items()}
+    suite = suite_of(["tf/0"], ["full", "lora"], 1)
+    found = collect(rows_of(one), suite=suite, checkpoints=["a", "b"], draws=draws)
+    assert find(found["drops"], checkpoint="a", method="lora")["interval"] == "test"
+    assert not find(found["comparison"], method="lora")["certain"]
 
 
 @pytest.fixture

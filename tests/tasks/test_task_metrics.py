@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as oracle
 
 from frugalfm.tasks import score_classes, score_numbers
-from frugalfm.tasks.metrics import _from_cells, _resample, to_json
+from frugalfm.tasks.metrics import _from_cells, _resample, sample_classes, to_json
 
 
 @pytest.mark.filterwarnings("ignore:A single label")
@@ -138,3 +138,17 @@ def test_a_large_constant_has_no_correlation():
     assert np.isnan(found["spearman"].low)
     text = json.dumps(to_json(found), allow_nan=False)
     assert json.loads(text)["pearson"]["value"] is None
+
+
+def test_samples_are_scores_of_the_drawn_rows():
+    random = np.random.default_rng(0)
+    true, predicted = random.integers(3, size=(2, 50))
+    found = sample_classes(true, predicted, resamples=40, seed=5)
+    rows = np.random.default_rng(5).integers(50, size=(40, 50))
+    expected = [oracle.matthews_corrcoef(true[drawn], predicted[drawn]) for drawn in rows]
+    np.testing.assert_allclose(found["mcc"], expected, atol=1e-12)
+    # The rows do not depend on what is predicted, so that differences are paired.
+    other = sample_classes(true, true, resamples=40, seed=5)["accuracy"]
+    assert (other == 1).all()
+    interval = score_classes(true, predicted, resamples=40, seed=5)["mcc"]
+    assert interval.low == pytest.approx(np.quantile(found["mcc"], 0.025))

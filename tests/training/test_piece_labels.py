@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForTokenClassification
 
 from frugalfm.encoders import create_encoder
 from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
@@ -106,6 +107,32 @@ def test_learns_reloads_and_ignores_pads(tmp_path, encoder, task, method):
 def test_without_sizes_it_says_so(encoder):
     with pytest.raises(InputError, match="pieces"):
         add_head(encoder[0], "token", ["a", "b"])
+
+
+@pytest.mark.parametrize("longest", [1, 9])
+def test_a_head_that_knows_no_pieces_says_so(tmp_path, encoder, longest):
+    """Made by transformers of a checkpoint without a head, as PEFT and pipelines do."""
+    codec = Codec.from_tokenizer(encoder[1])
+    sizes = piece_sizes(codec)
+    assert 1 < max(sizes) <= 9
+    encoder[0].save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.longest_piece = longest
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path, config=config).eval()
+    assert not model.classifier.sizes.any()
+    ids = encoder[1]("ACGTAATTTGCA", return_tensors="pt")["input_ids"]
+    with pytest.raises(InputError, match="set_pieces"):
+        model(ids)
+    if longest == 1:
+        with pytest.raises(InputError, match="longest_piece"):
+            model.set_pieces(sizes)
+        return
+    model.set_pieces(sizes)
+    with torch.no_grad():
+        assert model(ids).logits.shape == (1, 12 + 2, 2)
+    model.save_pretrained(tmp_path / "again")  # and what is known stays known
+    again = AutoModelForTokenClassification.from_pretrained(tmp_path / "again")
+    assert again.classifier.sizes.tolist() == sizes
 
 
 def test_another_architecture_of_pieces_is_refused(encoder):

@@ -314,3 +314,17 @@ def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "empty/config.json").write_text("[1]")
     with pytest.raises(InputError, match="holds no settings"):
         import_checkpoint(tmp_path / "empty", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("architecture", ["auto", "dnabert2"])
+def test_a_name_on_the_hub_is_to_be_downloaded_first(tmp_path, monkeypatch, architecture):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="hf download zhihan1996/DNABERT-2-117M --local-dir"):
+        import_checkpoint("zhihan1996/DNABERT-2-117M", out="x", architecture=architecture)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_card_names_where_it_came_from(tmp_path, dnabert2):
+    card = (import_checkpoint(dnabert2[0], out=tmp_path / "out") / "README.md").read_text()
+    assert "imported from `published`" in card
+    assert "AutoModelForMaskedLM" in card

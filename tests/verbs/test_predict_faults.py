@@ -222,16 +222,18 @@ def test_bad_options(tuned, tmp_path):
         run(model, copy, model / "p.csv")
     assert copy.read_text() == test.read_text()
     copy.write_text("id,letters\na,ACGU\n")
-    with pytest.raises(InputError, match="rename the right one"):
+    with pytest.raises(InputError, match=r"--sequence-column\. There are: id, letters"):
         run(model, copy, out)
+    with pytest.raises(InputError, match="no column 'seq'"):
+        run(model, copy, out, sequence_column="seq")
     with pytest.raises(InputError, match="hold lists"):
         run(tuned("token")[0], fasta, tmp_path / "p.csv", probabilities=True)
     with pytest.raises(InputError, match="have no classes"):
         run(tuned("regression")[0], fasta, out, probabilities=True)
     with pytest.raises(InputError, match="--too-long crop"):
         run(tuned("token")[0], fasta, out, too_long="crop")
-    with pytest.raises(InputError, match="load_tuned"):
-        run(tuned("distance")[0], fasta, out)
+    with pytest.raises(InputError, match="hold lists"):
+        run(tuned("distance")[0], fasta, tmp_path / "p.csv")
     with pytest.raises(InputError, match="sequence_a and sequence_b"):
         run(tuned("interaction")[0], fasta, out)
     assert {file.name for file in tmp_path.iterdir()} == {"in.fa", "copy.csv"}

@@ -137,6 +137,8 @@ def test_observers_that_find_nothing_are_refused_but_for_fixed_scales(checkpoint
         out = quantize(checkpoint, **settings | {"out": tmp_path / "d"}, deploy=True)
         config = read_manifest(out, "quantization")["config"]
         assert config["activation_granularity"] == "tensor"
+        assert (config["rounding"], config["alpha"]) == ("gptq", "search")
+        assert config["activation_observer"] == "percentile"  # as given
 
 
 def test_broken_weights_are_named(tmp_path, data):

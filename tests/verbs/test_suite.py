@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import matthews_corrcoef
 
 from frugalfm.artifacts import read_manifest
 from frugalfm.cli import main
@@ -142,6 +143,34 @@ def test_a_cell_is_what_the_verbs_measure(here, method):
     if log:
         assert found["tuning"]["preset"] == "gue/tf"
         assert found["tuning"]["seed"] == 42
+
+
+def test_seeds_that_give_the_same_have_the_interval_of_the_test_rows(here):
+    """Where no step beats the probe on dev, every seed ends with it."""
+    out = run(here, methods="full", seeds=2, max_steps=1)
+    results = json.loads((out / "results.json").read_text())
+    page = " ".join((out / "table.md").read_text().split())
+    assert "over 2 seeds and over test rows" in page
+    spreads = []
+    for score in results["scores"]:
+        cells = [here / "out/cells/a" / score["task"].replace("/", "-") / f"full-seed{seed}"
+                 for seed in (42, 43)]  # fmt: skip
+        tables = [pq.read_table(cell / "predictions.parquet") for cell in cells]
+        random = np.random.default_rng(0)
+        means = []
+        for _ in range(400):
+            rows = random.integers(20, size=20)
+            means.append(np.mean([
+                matthews_corrcoef(*(np.array(table[name].to_pylist())[rows]
+                                    for name in ("label", "prediction"))) for table in tables
+            ]))  # fmt: skip
+        half = (score["high"] - score["low"]) / 2
+        assert score["interval"] == "seeds and test"
+        assert half >= 0.8 * 1.96 * np.std(means)
+        spreads.append(np.std(means))
+    assert max(spreads) > 0.05
+    (average,) = results["averages"]
+    assert average["high"] > average["low"]
 
 
 def test_killed_between_cells_it_continues(here, monkeypatch, capsys):

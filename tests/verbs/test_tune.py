@@ -121,6 +121,54 @@ def test_peft_loads_a_lora_adapter_by_itself(checkpoint, task, tmp_path):
     out = tune(checkpoint, task=task, out=tmp_path / "t", method="lora", pooling="cls", **FAST)
     model = AutoPeftModelForSequenceClassification.from_pretrained(str(out), num_labels=2)
     check_predictions(out, predict(model.eval(), load_tuned(out)[1], task))
+    assert "PEFT alone loads it as well" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_peft_by_itself_is_told_of_a_head_over_the_mean(checkpoint, task, tmp_path, method):
+    from peft import AutoPeftModelForSequenceClassification, PeftModel
+
+    out = tune(checkpoint, task=task, out=tmp_path / "t", method=method, **FAST)
+    with pytest.raises(ValueError, match="load_tuned"):
+        AutoPeftModelForSequenceClassification.from_pretrained(str(out), num_labels=2)
+    plain = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+    with pytest.raises(ValueError, match="load_tuned"):
+        PeftModel.from_pretrained(plain, str(out))
+    # An adapter from before PEFT was told is read as it always was.
+    config = json.loads((out / "adapter_config.json").read_text())
+    (out / "adapter_config.json").write_text(json.dumps(config | {"task_type": "SEQ_CLS"}))
+    manifest = json.loads((out / "manifest.json").read_text())
+    size = (out / "adapter_config.json").stat().st_size
+    manifest["files"]["adapter_config.json"]["bytes"] = size
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    model, tokenizer = load_tuned(out)
+    check_predictions(out, predict(model, tokenizer, task))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "full"}, ["full, a whole model", "--pooling mean", "`AutoModelForSequenceC"]),
+        ({"method": "lora"}, ["lora, an adapter", "`base=`", "reads the mean", "makes it refuse"]),
+        ({"method": "lora", "merge": True}, ["merged into a whole model", "`AutoModelForSeq"]),
+        ({"method": "full", "pooling": "cls"}, ["--pooling cls"]),
+    ],
+)
+def test_the_card_says_what_it_is_and_how_to_load_it(checkpoint, task, tmp_path, options, said):
+    if options["method"] == "lora":
+        pytest.importorskip("peft")
+    out = tune(checkpoint, task=task, out=tmp_path / "t", **options, **FAST)
+    card = (out / "README.md").read_text()
+    metrics = json.loads((out / "metrics.json").read_text())
+    test = next(line for line in card.splitlines() if line.startswith("test mcc"))
+    assert f"{metrics['test']['mcc']['value']:.4f}" in test
+    for words in [
+        "Tuned from: `model`", "classification of 2 classes", "seed 42", "frugalfm predict",
+        "load_tuned(", *said,
+    ]:  # fmt: skip
+        assert words in card
+    assert "More Information Needed" not in card  # of PEFT's form
+    assert "README.md" in read_manifest(out)["files"]
 
 
 @pytest.mark.parametrize("method", ["full", *ADAPTERS[:2]])
@@ -211,10 +259,7 @@ def test_test_is_read_once_at_the_end(checkpoint, task, tmp_path, monkeypatch):
     assert events == ["dev", "dev", "report"]
 
 
-def test_a_tuned_model_is_no_encoder(checkpoint, task, tmp_path):
-    out = tune(checkpoint, task=task, out=tmp_path / "t", method="full", **FAST)
-    with pytest.raises(InputError):
-        tune(out, task=task, out=tmp_path / "again", method="full", **FAST)
+def test_a_checkpoint_is_no_tuned_model(checkpoint):
     with pytest.raises(InputError, match="not a finished artifact"):
         load_tuned(checkpoint)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -17,6 +19,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from frugalfm.attention.binding import require_attention
+from frugalfm.encoders.catalogue import NAMES
 from frugalfm.errors import InputError
 
 # A bar for a load of milliseconds is noise among the verbs' own.
@@ -24,14 +27,40 @@ disable_progress_bar()
 
 _TALKATIVE = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
 
-__all__ = ["check_checkpoint", "load_encoder", "save_encoder"]
+_DEPLOYED = "deployment.json"  # what the room of that name writes last
+
+__all__ = [
+    "check_checkpoint",
+    "check_weights",
+    "classifies",
+    "describe_missing",
+    "hint_at_hub",
+    "load_encoder",
+    "read_kind",
+    "save_encoder",
+]
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse what is not a checkpoint that :func:`load_encoder` would read, without reading it."""
+    """Refuse what is not a checkpoint that :func:`load_encoder` would read, without reading it.
+
+    Raises
+    ------
+    InputError
+        Says what the folder is instead, as far as that can be told, and what to give.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such checkpoint folder")
+        raise InputError(describe_missing(folder))
+    _refuse_other_artifacts(folder)
+    check_weights(folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder without a config or without weights in safetensors, whatever the head."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(describe_missing(folder))
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: holds no config.json, so it is not a checkpoint")
     weights = [*folder.glob("*.safetensors")]
@@ -44,6 +73,74 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder}: holds no .safetensors weights{hint}; "
             "`frugalfm import-checkpoint` makes them"
         )
+
+
+def read_kind(folder: Path) -> str | None:
+    """Tell what kind of artifact a folder is, whole or damaged; None where nothing says so."""
+    kind = _read_json(Path(folder) / "manifest.json").get("kind")
+    return kind if isinstance(kind, str) else None
+
+
+def classifies(folder: Path) -> bool:
+    """Whether a folder's config is of a model with a head for sequences or residues."""
+    names = _read_json(Path(folder) / "config.json").get("architectures") or ()
+    return any(f"{what}Classification" in name for name in names for what in ("Sequence", "Token"))
+
+
+def describe_missing(path: Path) -> str:
+    """Say that there is no such checkpoint, and what may have been meant."""
+    if str(path) in NAMES:
+        return (
+            f"{path}: is a named size, and weights are needed here: `frugalfm pretrain --model "
+            f"{path}` trains them, `frugalfm import-checkpoint` takes published ones"
+        )
+    return f"{path}: no such checkpoint folder{hint_at_hub(path)}"
+
+
+def hint_at_hub(path: Path | str) -> str:
+    """Say how to get a model whose name on a hub seems to have been given for a path."""
+    parts = Path(path).parts
+    if len(parts) != 2 or parts[0] in {"/", ".", "..", "~"} or Path(parts[0]).exists():
+        return ""
+    return (
+        "; nothing is downloaded here: a model on the Hugging Face hub comes by `hf download "
+        f"{path} --local-dir FOLDER` and `frugalfm import-checkpoint FOLDER --out CHECKPOINT`"
+    )
+
+
+def _refuse_other_artifacts(folder: Path) -> None:
+    """Refuse artifacts that are no masked-language checkpoint, by what they are."""
+    kind = read_kind(folder)
+    inputs = _read_json(folder / "manifest.json").get("inputs", {})
+    source = inputs.get("checkpoint", {}).get("path") if isinstance(inputs, dict) else None
+    origin = f" ({source})" if source else ""
+    if (folder / _DEPLOYED).is_file():
+        raise InputError(
+            f"{folder}: is a deployed model, which runs in `frugalfm embed` and `frugalfm "
+            f"predict`; give the checkpoint that it was made of{origin}"
+        )
+    if kind == "quantization":
+        raise InputError(
+            f"{folder}: is what `frugalfm quantize` measured, without a model that runs; repeat "
+            f"that with --deploy, or give the checkpoint that was quantized{origin}"
+        )
+    # Models for pairs are masked-language checkpoints, with their head beside them.
+    if kind == "tuned" and (classifies(folder) or not (folder / "config.json").is_file()):
+        raise InputError(
+            f"{folder}: is a tuned model, which `frugalfm predict`, `embed`, `outliers` and "
+            f"`quantize` take; give a pretrained checkpoint, such as the tuned one's own{origin}"
+        )
+    if kind not in {None, "checkpoint", "tuned"}:
+        raise InputError(f"{folder}: is an artifact of kind {kind!r}, and no checkpoint")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read an object; none where there is no file, or a damaged one."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_encoder(
@@ -124,6 +221,11 @@ def _refuse_unmatched(folder: Path, report: dict[str, object]) -> None:
         if keys:
             shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
             problems.append(f"{len(keys)} {what.replace('_', ' ')}: {shown}")
+    if problems and classifies(folder):
+        raise InputError(
+            f"{folder}: is a model with a head for a task, which `frugalfm predict`, `embed`, "
+            "`outliers` and `quantize` take; give a pretrained checkpoint"
+        )
     if problems:
         raise InputError(
             f"{folder}: the weights do not fit the architecture in config.json; "

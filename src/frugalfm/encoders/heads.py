@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from frugalfm.encoders.checkpoints import check_checkpoint
+from frugalfm.encoders.checkpoints import check_weights
 from frugalfm.encoders.pieces import DnaBert2ForTokenClassification
 from frugalfm.errors import InputError
 
@@ -186,7 +186,7 @@ def load_head(folder: Path) -> PreTrainedModel:
     InputError
         No such checkpoint, or its weights are not those that its config asks for.
     """
-    check_checkpoint(folder)
+    check_weights(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     auto: Any = (
         AutoModelForTokenClassification

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import initialization
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
 from frugalfm.encoders.dnabert2.modeling import DnaBert2Model, DnaBert2PreTrainedModel
+from frugalfm.errors import InputError
 
 __all__ = ["DnaBert2ForTokenClassification", "PieceClassifier", "register_pieces"]
 
@@ -58,12 +60,23 @@ class PieceClassifier(nn.Module):
         Tensor
             Shape ``(batch, most residues + 2, classes)``: a row of zeros, the residues of the
             sequence, and zeros.
+
+        Raises
+        ------
+        InputError
+            Nobody has told the residues of the pieces.
         """
         logits = self.places(states).unflatten(-1, (-1, self.classes))
         sizes = self.sizes[input_ids]
         spelt = torch.arange(logits.shape[2], device=sizes.device) < sizes[:, :, None]
         lengths = sizes.sum(1)
-        places = torch.arange(int(lengths.max()) + 2, device=sizes.device)
+        longest = int(lengths.max())
+        if not longest and not self.sizes.any():
+            raise InputError(
+                "the head does not know the residues of each piece; call set_pieces first, or "
+                "let `frugalfm tune` make the model"
+            )
+        places = torch.arange(longest + 2, device=sizes.device)
         residue = (places >= 1) & (places <= lengths[:, None])
         laid_out = logits.new_zeros(*residue.shape, self.classes)
         # Both masks are in the order of sequences and, within them, of residues.
@@ -89,8 +102,27 @@ class DnaBert2ForTokenClassification(DnaBert2PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Zero the sizes, too: a checkpoint without a head leaves them as they are in memory."""
+        super()._init_weights(module)
+        if isinstance(module, PieceClassifier):
+            initialization.zeros_(module.sizes)
+
+    @torch.no_grad()
     def set_pieces(self, sizes: Sequence[int]) -> None:
-        """Tell the residues of each piece, in the order of ids."""
+        """Tell the residues of each piece, in the order of ids.
+
+        Raises
+        ------
+        InputError
+            A piece is longer than those that the model was made for.
+        """
+        known = self.classifier.places.out_features // self.classifier.classes
+        if max(sizes) > known:
+            raise InputError(
+                f"the longest piece has {max(sizes)} residues, and the head is made for {known}; "
+                "set longest_piece in the config that the model is made from"
+            )
         self.classifier.sizes.zero_()
         self.classifier.sizes[: len(sizes)] = torch.tensor(sizes)
 

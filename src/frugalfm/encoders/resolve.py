@@ -21,7 +21,7 @@ from frugalfm.encoders.catalogue import (
     create_encoder,
     create_from_config,
 )
-from frugalfm.encoders.checkpoints import load_encoder
+from frugalfm.encoders.checkpoints import hint_at_hub, load_encoder
 from frugalfm.errors import InputError
 from frugalfm.tokens.vocabulary import (
     ESM_TOKENS,
@@ -84,7 +84,7 @@ def open_model(
     if not path.is_dir():
         raise InputError(
             f"{name}: neither a named size ({', '.join(NAMES)}), "
-            "nor a config.json, nor a checkpoint folder"
+            f"nor a config.json, nor a checkpoint folder{hint_at_hub(name)}"
         )
     if (path / "config.json").is_file() and not any(map(_holds_weights, path.iterdir())):
         return *_create_from_folder(path, attention, seed), path
@@ -95,8 +95,11 @@ def open_model(
         model.set_attn_implementation("softmax")
         require_attention(model, "softmax")
     if attention not in {None, stored}:
+        remedy = f"`frugalfm convert --attention {attention}` gives it that"
         raise InputError(
-            f"{path}: was trained with attention {stored!r}; it cannot continue with {attention!r}"
+            f"{path}: was trained with attention {stored!r}; it cannot continue with "
+            f"{attention!r}; "
+            + (remedy if stored == "softmax" else "leave --attention out to go on with its own")
         )
     return model, words, path
 

@@ -41,6 +41,8 @@ class Cleaner:
         sequences is the caller's part).
     counts
         Letters that were changed or taken out, by kind; added to.
+    fixed
+        Whether a model decides the alphabet, so that there are no options to name as remedies.
     """
 
     def __init__(
@@ -49,8 +51,11 @@ class Cleaner:
         gaps: Gaps = "error",
         ambiguous: Ambiguous = "keep",
         counts: Counter[str] | None = None,
+        *,
+        fixed: bool = False,
     ):
         self.alphabet = alphabet
+        self._fixed = fixed
         self.counts: Counter[str] = Counter() if counts is None else counts
         self._gaps = gaps
         refused = alphabet.ambiguous * (ambiguous == "error") + GAPS * (gaps == "error")
@@ -108,8 +113,14 @@ class Cleaner:
         if 1 - len(data.translate(None, _NUCLEOTIDES)) / len(data) > _TOO_RICH:
             raise InputError(
                 f"{path}, {records.locate(0, None)}: from here on nearly every letter is one of "
-                "ACGTUN; are these nucleotides? then use --alphabet rna or --alphabet dna"
+                f"ACGTUN; are these nucleotides? then {self._tell_other('rna', 'dna')}"
             )
+
+    def _tell_other(self, *others: str) -> str:
+        """Say what to do with sequences of another alphabet."""
+        if self._fixed:
+            return f"take a model for them (this one reads {self.alphabet.name})"
+        return "use " + " or ".join(f"--alphabet {name}" for name in others)
 
     def _refusal(self, path: Path, records: Records, kinds: Counts) -> InputError:
         places = (records.data.find(bytes([kind])) for kind in kinds.tolist())
@@ -118,13 +129,16 @@ class Cleaner:
         what = f"is not in the {self.alphabet.name} alphabet"
         if letter.encode() in GAPS:
             remedy = "--gaps remove takes gaps out, --gaps keep keeps them"
+            if self._fixed:
+                remedy = "take gaps out first, as `frugalfm build --gaps remove` does"
         elif letter.upper().encode() in self.alphabet.ambiguous:
             what = "is an ambiguity code"
             remedy = "--ambiguous keep keeps such sequences, --ambiguous drop drops them"
         elif letter.encode() == b"\0":
             remedy = "the file is damaged, copy it anew"
         elif letter.encode() in ALPHABETS["protein"].accepted:
-            remedy = "is this protein? then use --alphabet protein; if not, correct the record"
+            remedy = f"is this protein? then {self._tell_other('protein')}; "
+            remedy += "if not, correct the record"
         else:
             remedy = "correct the record or take it out"
         return _at(path, records, position, f"{letter!r} {what}; {remedy}")

@@ -1,7 +1,8 @@
 """Open sequence files of any supported format, and stream their records in order.
 
-Formats: FASTA, FASTQ, CSV, TSV (all also compressed by gzip, bzip2 or xz), Parquet, and folders
-of shards. The suffix decides; a file without a known one is recognised by its first letter.
+Formats: FASTA, FASTQ, CSV, TSV, JSON lines (all also compressed by gzip, bzip2 or xz), Parquet,
+and folders of shards. The suffix decides; a file without a known one is recognised by its first
+letter.
 """
 
 from __future__ import annotations
@@ -25,22 +26,25 @@ from frugalfm.sequences import tables
 from frugalfm.sequences.alphabets import get_alphabet
 from frugalfm.sequences.cleaning import Cleaner
 from frugalfm.sequences.fasta import read_fasta, read_fastq
+from frugalfm.sequences.lines import line_names, read_lines
 from frugalfm.sequences.records import Records, as_strings, layout
 from frugalfm.sequences.shards import open_shards
 
-__all__ = ["Source", "open_sources", "stream_sequences"]
+__all__ = ["Source", "column_names", "open_sources", "stream_sequences"]
 
 _SUFFIXES = {
     "fasta": ".fasta .fa .fas .fna .faa .ffn .frn .mpfa",
     "fastq": ".fastq .fq",
     "csv": ".csv",
     "tsv": ".tsv .tab",
+    "jsonl": ".jsonl .ndjson",
     "parquet": ".parquet .pq",
 }
 _FORMATS = {suffix: name for name, known in _SUFFIXES.items() for suffix in known.split()}
 _COMPRESSED = (".gz", ".bz2", ".xz")
 _OWN = ("id", "sequence", "length")  # written by us, so no user's column may be called so
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
+_NUCLEIC = {"dna", "rna"}
 
 Tick = Callable[[int], object]
 
@@ -54,7 +58,7 @@ class Source:
     path
         The file.
     format
-        ``"fasta"``, ``"fastq"``, ``"csv"``, ``"tsv"`` or ``"parquet"``.
+        ``"fasta"``, ``"fastq"``, ``"csv"``, ``"tsv"``, ``"jsonl"`` or ``"parquet"``.
     columns
         For tables: what their columns are.
     fields
@@ -97,6 +101,9 @@ class Source:
                 yield from read_fasta(self.path, stream)
             elif self.format == "fastq":
                 yield from read_fastq(self.path, stream)
+            elif self.format == "jsonl":
+                assert self.columns is not None
+                yield from read_lines(self.path, stream, self.columns)
             else:
                 assert self.columns is not None
                 delimiter = _DELIMITERS[self.format]
@@ -122,7 +129,10 @@ def open_sources(
     path: Path,
     alphabet: str,
     id_column: str | None = None,
-    sequence_column: str = "sequence",
+    sequence_column: str | None = "sequence",
+    *,
+    columns: Sequence[str] | None = None,
+    fixed: bool = False,
 ) -> list[Source]:
     """Recognise `path` and check what can be checked at once: a file, or a folder of shards.
 
@@ -133,7 +143,13 @@ def open_sources(
     alphabet
         What its sequences are to be; shards say it of themselves.
     id_column, sequence_column
-        Of tables; the id is the column ``id``, if there is one, when None.
+        Of tables; the id is the column ``id``, if there is one, when None. The sequences are in
+        the column ``sequence`` when None, and then messages name no option for it.
+    columns
+        The user's columns to read of tables; all when None.
+    fixed
+        Whether a model decides the alphabet: shards of RNA then do for DNA and the reverse, as
+        files do, and messages name no option for it.
 
     Raises
     ------
@@ -143,9 +159,13 @@ def open_sources(
     path = Path(path)
     if path.is_dir():
         shards = open_shards(path)
-        if shards.alphabet != alphabet:
-            raise InputError(f"{path}: holds {shards.alphabet}; use --alphabet {shards.alphabet}")
-        return [_open_table(part.path, "parquet", "id", "sequence") for part in shards.parts]
+        if shards.alphabet != alphabet and not (fixed and {shards.alphabet, alphabet} <= _NUCLEIC):
+            remedy = f"use --alphabet {shards.alphabet}"
+            if fixed:
+                remedy = f"take a model for them (this one reads {alphabet})"
+            raise InputError(f"{path}: holds {shards.alphabet} sequences; {remedy}")
+        files = [part.path for part in shards.parts]
+        return [_open_table(file, "parquet", "id", None, columns) for file in files]
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
@@ -156,11 +176,31 @@ def open_sources(
         kind = _recognise(path)
     if kind in {"fasta", "fastq"}:
         return [Source(path, kind)]
-    return [_open_table(path, kind, id_column, sequence_column)]
+    return [_open_table(path, kind, id_column, sequence_column, columns)]
+
+
+def column_names(path: Path) -> list[str]:
+    """Names of the columns of a table; none of FASTA, FASTQ and shards.
+
+    Raises
+    ------
+    InputError
+        No such file, an empty one, or an unknown format.
+    """
+    if path.is_dir():
+        return []
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    with _explained(path):
+        kind = _recognise(path)
+    return [] if kind in {"fasta", "fastq"} else [field.name for field in _read_fields(path, kind)]
 
 
 def stream_sequences(
-    path: Path, alphabet: str, columns: Sequence[str] | None = None
+    path: Path,
+    alphabet: str,
+    columns: Sequence[str] | None = None,
+    sequence_column: str | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Every sequence of a file or of shards, normalised and checked, in order.
 
@@ -170,12 +210,14 @@ def stream_sequences(
     Parameters
     ----------
     path
-        FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards. A table has the column
-        ``sequence``, and may have ``id``.
+        FASTA, FASTQ, CSV, TSV, JSON lines or Parquet file, or a folder of shards. A table has a
+        column of sequences, and may have ``id``.
     alphabet
-        ``"dna"``, ``"rna"`` or ``"protein"``.
+        ``"dna"``, ``"rna"`` or ``"protein"``, as a model decides; T and U are the same letter.
     columns
         The user's columns to pass on as well.
+    sequence_column
+        Of tables: what the verb's ``--sequence-column`` says, None if it has no such option.
 
     Yields
     ------
@@ -187,9 +229,11 @@ def stream_sequences(
     InputError
         Bad input; names the file, and the line where there is one.
     """
-    cleaner = Cleaner(get_alphabet(alphabet))
+    cleaner = Cleaner(get_alphabet(alphabet), fixed=True)
     wanted = list(columns or ())
-    sources = open_sources(path, alphabet)
+    sources = open_sources(
+        path, alphabet, sequence_column=sequence_column, columns=wanted, fixed=True
+    )
     for source in sources:
         _require(source, wanted)
     for source in sources:
@@ -240,39 +284,59 @@ def _plain_name(path: Path) -> Path:
     return Path(path.stem if path.suffix.lower() in _COMPRESSED else path.name)
 
 
-def _open_table(path: Path, kind: str, id_column: str | None, sequence_column: str) -> Source:
+def _open_table(
+    path: Path,
+    kind: str,
+    id_column: str | None,
+    sequence_column: str | None,
+    wanted: Sequence[str] | None,
+) -> Source:
+    known = _read_fields(path, kind)
+    names = [column.name for column in known]
+    remedy = "name the right one with --sequence-column"
+    if sequence_column is None:
+        sequence_column, remedy = "sequence", "rename the right one"
+    remedies = {sequence_column: remedy}
+    if id_column is not None:
+        remedies[id_column] = "name the right one with --id-column"
+    for name in (*remedies, *(wanted or ())):
+        if name not in names:
+            hint = f"; {remedies[name]}. There" if name in remedies else "; there"
+            raise InputError(f"{path}: has no column {name!r}{hint} are: {', '.join(names)}")
+    content = known[names.index(sequence_column)].type
+    if not _is_text(content):
+        raise InputError(f"{path}: column {sequence_column!r} holds {content}, not text; {remedy}")
+    if id_column is None and "id" in names:
+        id_column = "id"
+    # Lengths are counted anew, so a table may well have them; the other two would be ambiguous.
+    user = [c for c in known if c.name not in {id_column, sequence_column, "length"}]
+    if wanted is not None:
+        user = [known[names.index(name)] for name in wanted]
+    for column in user:
+        if column.name in _OWN and wanted is None:
+            raise InputError(
+                f"{path}: column {column.name!r} is not the one that the options name; rename it"
+            )
+    columns = tables.Columns(
+        id_column, sequence_column, tuple(column.name for column in user), whole=wanted is None
+    )
+    return Source(path, kind, columns, tuple(column.remove_metadata() for column in user))
+
+
+def _read_fields(path: Path, kind: str) -> list[pa.Field]:
+    """Read the columns of a table, each of which must be there once."""
     if kind == "parquet":
         known = tables.parquet_fields(path)
     else:
-        names = tables.csv_names(path, _DELIMITERS[kind])
+        with _explained(path):
+            lines = kind == "jsonl"
+            names = line_names(path) if lines else tables.csv_names(path, _DELIMITERS[kind])
         known = [pa.field(name, pa.string()) for name in names]
     names = [column.name for column in known]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise InputError(f"{path}: has two columns {repeated!r}; rename one of them")
-    for option, name in (("--sequence-column", sequence_column), ("--id-column", id_column)):
-        if name is not None and name not in names:
-            raise InputError(
-                f"{path}: has no column {name!r}; name the right one with {option}. "
-                f"There are: {', '.join(names)}"
-            )
-    content = known[names.index(sequence_column)].type
-    if not _is_text(content):
-        raise InputError(
-            f"{path}: column {sequence_column!r} holds {content}, not text; "
-            "name the right one with --sequence-column"
-        )
-    if id_column is None and "id" in names:
-        id_column = "id"
-    # Lengths are counted anew, so a table may well have them; the other two would be ambiguous.
-    user = [c for c in known if c.name not in {id_column, sequence_column, "length"}]
-    for column in user:
-        if column.name in _OWN:
-            raise InputError(
-                f"{path}: column {column.name!r} is not the one that the options name; rename it"
-            )
-    columns = tables.Columns(id_column, sequence_column, tuple(column.name for column in user))
-    return Source(path, kind, columns, tuple(column.remove_metadata() for column in user))
+    return known
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -92,6 +92,11 @@ def open_shards(folder: Path) -> Shards:
         `folder` holds neither, or not whole.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(
+            f"{folder}: is a file, and shards are needed here; `frugalfm build {folder} "
+            "--alphabet ALPHABET --out SHARDS` makes them"
+        )
     manifest = read_manifest(folder, KINDS)
     try:
         summary = manifest["summary"]

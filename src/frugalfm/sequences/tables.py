@@ -29,11 +29,15 @@ Locator = Callable[[int, int | None], str]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what; `user` ones are kept as they are."""
+    """Which columns of a table are what; `user` ones are kept as they are.
+
+    Where all are to be kept (`whole`), rows of JSON lines may have no others.
+    """
 
     id: str | None
     sequence: str
     user: tuple[str, ...]
+    whole: bool = False
 
 
 def csv_names(path: Path, delimiter: str) -> list[str]:
@@ -116,7 +120,7 @@ def read_parquet_records(path: Path, columns: Columns) -> Iterator[Records]:
     """Read a Parquet file; a null sequence is an empty one."""
     names = [columns.sequence, *columns.user, *([columns.id] if columns.id is not None else [])]
     first = 0
-    for batch in read_parquet(path, names, _rows_at_once(path)):
+    for batch in read_parquet(path, list(dict.fromkeys(names)), _rows_at_once(path)):
         yield _records(batch, columns, _row_locator(first))
         first += len(batch)
 

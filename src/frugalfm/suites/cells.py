@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from frugalfm.progress import progress
 from frugalfm.suites.settings import PROBE, SuiteSettings
 from frugalfm.tasks import Task, find_splits
 from frugalfm.tasks.gue import GueTask
+from frugalfm.tasks.metrics import sample_classes
 from frugalfm.tasks.results import Evaluation
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.adapters import Method
@@ -71,6 +73,11 @@ class Cell:
         """Name the cell, for messages."""
         seed = "" if self.method == PROBE else f", seed {self.seed}"
         return f"{self.task.name}, {self.checkpoint}, {self.method}{seed}"
+
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        """Where it is in the table."""
+        return self.task.name, self.checkpoint, self.method, self.seed
 
     @property
     def config(self) -> dict[str, Any]:
@@ -125,6 +132,17 @@ class Cell:
             if not there:
                 self._make(stage, read, device)
             return self._row(stage.summary), there
+
+    def draw(self, resamples: int = 1000) -> np.ndarray:
+        """MCC on resampled test rows, shape ``(resamples,)``, of what is done.
+
+        The rows are the same for all cells of a task, and independent of those of other tasks.
+        """
+        table = pq.read_table(self.out / "predictions.parquet", columns=["label", "prediction"])
+        texts = pa.concat_arrays([table[name].combine_chunks() for name in table.column_names])
+        true, predicted = np.asarray(texts.dictionary_encode().indices).reshape(2, -1)
+        seed = zlib.crc32(self.task.name.encode())
+        return sample_classes(true, predicted, resamples=resamples, seed=seed)["mcc"]
 
     def _make(self, stage: Stage, read: Reader, device: torch.device) -> None:
         started = time.perf_counter()

@@ -77,8 +77,10 @@ def run_suite(
         for cell in cells:
             cell.is_here()
     rows, failed = _run(cells, settings, torch.device(device), overwrite=overwrite)
+    done = [cell for cell in cells if cell.label not in failed]
     results = collect(
         rows,
+        draws={cell.place: cell.draw() for cell in done},
         suite={
             "suite": "gue",
             "of": len(GUE),
@@ -94,7 +96,6 @@ def run_suite(
         },
         checkpoints=list(checkpoints),
     )
-    done = [cell for cell in cells if cell.label not in failed]
     folder = _write(out / "results", results, rows, done)
     print(f"\n{render_text(results)}\n{folder / 'table.md'}: written")
     if failed:

@@ -119,18 +119,24 @@ def _notes(results: dict[str, Any]) -> list[str]:
     if results["failed"]:
         notes.append(f"Failed: {'; '.join(results['failed'])}.")
     kinds = {row["interval"] for row in results["scores"]}
-    if "seeds" in kinds:
+    if "seeds and test" in kinds:
         notes.append(
-            f"95 % intervals over {results['seeds']} seeds (Student's t), of the test rows as they "
-            "are."
+            f"95 % intervals over {results['seeds']} seeds and over test rows: the variance of "
+            "the seeds' mean plus that of the bootstrap."
         )
     if "test" in kinds:
-        who = "Probes, which have no seed" if "seeds" in kinds else "One run each"
+        who = "Probes, which have no seed" if "seeds and test" in kinds else "One run each"
         notes.append(f"{who}: 95 % intervals over test rows (bootstrap).")
     leaks = sum(fact["repeats"]["test_in_train"] for fact in results["tasks"].values())
     policy = {"report": "counted, and left in", "drop": "taken out of test"}
     if leaks:
         notes.append(f"Test rows that are also in train: {leaks:,}, {policy[results['leaks']]}.")
+    opposite = sum(
+        fact["repeats"].get("test_reverse_complements_in_train", 0)
+        for fact in results["tasks"].values()
+    )
+    if opposite:
+        notes.append(f"Test rows whose reverse complement is in train: {opposite:,} more, left in.")
     if set(results["methods"]) - {"probe"}:
         notes.append(
             "Tuned heads start at random."

@@ -4,6 +4,7 @@ from frugalfm.tasks.folder import Task, find_splits, read_task
 from frugalfm.tasks.kinds import HEADLINE, IGNORED, MAPS, NUMBERS, PAIRS, Kind
 from frugalfm.tasks.maps import MapTargets
 from frugalfm.tasks.metrics import Estimate, score_classes, score_numbers, score_ranking
+from frugalfm.tasks.reading import Reading
 from frugalfm.tasks.splits import Split
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Estimate",
     "Kind",
     "MapTargets",
+    "Reading",
     "Split",
     "Task",
     "find_splits",

@@ -8,20 +8,27 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from frugalfm.errors import InputError
+from frugalfm.sequences.alphabets import ALPHABETS
+from frugalfm.sequences.records import as_strings, layout
 from frugalfm.tasks.flip import find_flip, read_flip
 from frugalfm.tasks.kinds import MAPS, PAIRS, Kind
 from frugalfm.tasks.labels import code_labels, infer_kind
 from frugalfm.tasks.layout import choose_layout
+from frugalfm.tasks.reading import Reading, hold_out
 from frugalfm.tasks.splits import SUFFIXES, Split, read_header, read_split
 
 __all__ = ["Leaks", "Task", "TooLong", "find_splits", "read_task"]
 
 Leaks = Literal["report", "drop", "error"]
 TooLong = Literal["crop", "error"]
-_SPLITS = ("train", "dev", "test")
+_SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
+_LEAKS = (("dev", "train"), ("test", "train"), ("test", "dev"))
+_OPPOSITE = "_reverse_complements"
+_DEFAULT = Reading()
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,13 @@ class Task:
         dropped: ``duplicates_in_train`` (rows beyond the first), ``dev_in_train``,
         ``test_in_train``, ``test_in_dev`` and so on. For pairs also how many sequences of dev and
         test occur in training, whatever their partner: ``dev_sequences_seen`` and
-        ``test_sequences_seen``.
+        ``test_sequences_seen``. For single sequences of DNA also the rows whose reverse complement
+        occurs, but not they themselves: ``test_reverse_complements_in_train`` and so on; whether
+        that is a leak depends on the task, so that these are only counted.
     dropped, cropped
         Rows dropped as leaks, and sequences cut to what the model takes, by split.
+    held_out
+        Splits that were cut out of the training rows.
     """
 
     folder: Path
@@ -58,6 +69,7 @@ class Task:
     repeats: dict[str, int]
     dropped: dict[str, int]
     cropped: dict[str, int]
+    held_out: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -65,39 +77,73 @@ class Task:
         return {"train": self.train, "dev": self.dev, "test": self.test}
 
 
-def find_splits(folder: Path) -> dict[str, Path]:
+def find_splits(folder: Path, reading: Reading = _DEFAULT) -> dict[str, Path]:
     """Paths of ``train``, ``dev`` and ``test``, each with one of :data:`SUFFIXES`.
 
-    A task in FLIP's form (a folder, or the file of labels in it) has ``labels`` and perhaps
-    ``sequences`` and ``mask`` instead.
+    Dev may also be called ``validation``, ``valid`` or ``val``. Splits that `reading` holds out
+    are not among them; all may be held out of one table, which then stands for the folder. A task
+    in FLIP's form (a folder, or the file of labels in it) has ``labels`` and perhaps ``sequences``
+    and ``mask`` instead.
 
     Raises
     ------
     InputError
-        No such folder, or one of the three is missing or there twice.
+        No such folder, or one of the three is missing, there twice, or both there and held out.
     """
     folder = Path(folder)
     if folder.exists() and (files := find_flip(folder)) is not None:
+        if reading.identity():
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in reading.identity())
+            raise InputError(f"{folder}: is in FLIP's form, which tells all; leave out {options}")
         return files
+    if folder.is_file() and folder.name.endswith(SUFFIXES):
+        return {"train": _check_shares(folder, reading)}
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a task is a folder with train, dev and test")
+        raise InputError(
+            f"{folder}: no such folder; a task is a folder with train, dev and test, or one table"
+        )
     if any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
         raise InputError(
             f"{folder}: Hugging Face dataset folders are not read yet; "
             "save each split with to_csv() as train.csv, dev.csv and test.csv"
         )
     paths = {}
-    for split in _SPLITS:
-        found = [folder / (split + suffix) for suffix in SUFFIXES]
+    for split, names in _SPLITS.items():
+        found = [folder / (name + suffix) for name in names for suffix in SUFFIXES]
         found = [path for path in found if path.is_file()]
-        if len(found) != 1:
-            what = f"both {found[0].name} and {found[1].name}" if found else f"no {split} file"
+        share = reading.shares.get(split)
+        if share is not None and found:
             raise InputError(
-                f"{folder}: holds {what}; a task has one {split} file, "
-                f"with one of the suffixes {', '.join(SUFFIXES)}"
+                f"{folder}: holds {found[0].name}, so nothing is to be held out; leave "
+                f"--{split}-share out"
             )
+        if share is not None:
+            continue
+        if len(found) != 1:
+            raise InputError(f"{folder}: holds {_tell_what(split, found)}")
         paths[split] = found[0]
     return paths
+
+
+def _check_shares(table: Path, reading: Reading) -> Path:
+    missing = [f"--{name}-share" for name, share in reading.shares.items() if share is None]
+    if missing:
+        raise InputError(
+            f"{table}: is one table; tune's and evaluate's {' and '.join(missing)} (such as 0.1) "
+            "hold rows out of it, or give a folder with train, dev and test"
+        )
+    return table
+
+
+def _tell_what(split: str, found: list[Path]) -> str:
+    """Say what a folder holds instead of one file of a split, and the remedy."""
+    *others, last = _SPLITS[split]
+    named = f"called {', '.join(others)} or {last}, " if others else ""
+    one = f"a task has one {split} file, {named}with one of the suffixes {', '.join(SUFFIXES)}"
+    if found:
+        return f"both {found[0].name} and {found[1].name}; {one}"
+    share = f"; tune and evaluate --{split}-share 0.1 hold a tenth of train out"
+    return f"no {split} file; {one}" + (share if split != "train" else "")
 
 
 def read_task(
@@ -108,6 +154,7 @@ def read_task(
     max_residues: int | None = None,
     too_long: TooLong = "crop",
     leaks: Leaks = "report",
+    reading: Reading = _DEFAULT,
 ) -> Task:
     """Read and check a task.
 
@@ -130,16 +177,18 @@ def read_task(
     leaks
         What to do about development rows whose sequence is also in training and test rows whose
         sequence is also in training or development: count, drop, or refuse them.
+    reading
+        Names of columns, and splits to hold out of the training rows.
 
     Raises
     ------
     InputError
         Anything that is wrong with the task; names file and line.
     """
-    paths = find_splits(folder)
-    splits, told = _read_splits(paths, alphabet, kind)
+    paths = find_splits(folder, reading)
+    splits, told = _read_splits(paths, alphabet, kind, reading)
     chosen, reason = _choose_kind(splits["train"], kind, told)
-    repeats = _count_repeats(splits)
+    repeats = _count_repeats(splits, alphabet)
     before = {name: len(split) for name, split in splits.items()}
     splits = _handle_leaks(splits, repeats, leaks)
     dropped = {name: before[name] - len(split) for name, split in splits.items()}
@@ -149,18 +198,24 @@ def read_task(
     fitted = [_fit(split, max_residues, too_long, token=token) for split in coded]
     train, dev, test = (split for split, _ in fitted)
     cropped = {name: count for name, (_, count) in zip(splits, fitted, strict=True)}
-    return Task(Path(folder), chosen, reason, classes, train, dev, test, repeats, dropped, cropped)
+    held_out = tuple(name for name in splits if name not in paths and "labels" not in paths)
+    return Task(
+        Path(folder), chosen, reason, classes, train, dev, test, repeats, dropped, cropped, held_out
+    )
 
 
 def _read_splits(
-    paths: dict[str, Path], alphabet: str, kind: str
+    paths: dict[str, Path], alphabet: str, kind: str, reading: Reading
 ) -> tuple[dict[str, Split], Kind | None]:
     """Read all files; also the kind, if their columns tell it."""
     if "labels" in paths:
         splits, token = read_flip(paths, alphabet)
         return splits, "token" if token else None
-    columns, told = choose_layout(paths["train"], read_header(paths["train"]), kind)
-    return {name: read_split(path, alphabet, columns, told) for name, path in paths.items()}, told
+    names = (reading.sequence_column, reading.label_column)
+    columns, told = choose_layout(paths["train"], read_header(paths["train"]), kind, *names)
+    splits = {name: read_split(path, alphabet, columns, told) for name, path in paths.items()}
+    splits |= hold_out(splits["train"], reading.shares, alphabet)
+    return {name: splits[name] for name in _SPLITS}, told
 
 
 def _choose_kind(train: Split, kind: Kind | Literal["auto"], told: Kind | None) -> tuple[Kind, str]:
@@ -181,13 +236,20 @@ def _choose_kind(train: Split, kind: Kind | Literal["auto"], told: Kind | None) 
     return ("affinity" if found == "regression" else "interaction"), f"pairs; {reason}"
 
 
-def _count_repeats(splits: Mapping[str, Split]) -> dict[str, int]:
+def _count_repeats(splits: Mapping[str, Split], alphabet: str) -> dict[str, int]:
     counts = {
         f"duplicates_in_{name}": len(split) - len(pc.unique(split.keys))
         for name, split in splits.items()
     }
-    for later, earlier in (("dev", "train"), ("test", "train"), ("test", "dev")):
-        counts[f"{later}_in_{earlier}"] = int(_occurs(splits[later], splits[earlier]).sum())
+    exact = {pair: _occurs(*(splits[name] for name in pair)) for pair in _LEAKS}
+    counts |= {
+        f"{later}_in_{earlier}": int(exact[later, earlier].sum()) for later, earlier in exact
+    }
+    if alphabet == "dna" and splits["train"].partners is None:
+        opposite = {name: _opposite(splits[name].sequences) for name in ("dev", "test")}
+        for (later, earlier), same in exact.items():
+            found = np.asarray(pc.is_in(opposite[later], value_set=splits[earlier].sequences))
+            counts[f"{later}{_OPPOSITE}_in_{earlier}"] = int((found & ~same).sum())
     if splits["train"].partners is not None:
         known = pc.unique(splits["train"].members)
         for name in ("dev", "test"):
@@ -195,6 +257,14 @@ def _count_repeats(splits: Mapping[str, Split]) -> dict[str, int]:
             seen = np.asarray(pc.is_in(members, value_set=known))
             counts[f"{name}_sequences_seen"] = int(seen.sum())
     return counts
+
+
+def _opposite(sequences: pa.Array) -> pa.Array:
+    """Reverse complements of sequences of DNA."""
+    data, offsets = layout(sequences)
+    # Of all letters end to end, read backwards: the last sequence comes first.
+    found = as_strings(ALPHABETS["dna"].reverse_complement(data), offsets[-1] - offsets[::-1])
+    return found.take(pa.array(np.arange(len(found))[::-1]))
 
 
 def _occurs(split: Split, other: Split) -> np.ndarray:
@@ -205,7 +275,11 @@ def _handle_leaks(
     splits: Mapping[str, Split], repeats: Mapping[str, int], policy: Leaks
 ) -> dict[str, Split]:
     found = {name: count for name, count in repeats.items() if "_in_" in name and count}
-    found = {name: count for name, count in found.items() if not name.startswith("duplicates")}
+    found = {
+        name: count
+        for name, count in found.items()
+        if not name.startswith("duplicates") and _OPPOSITE not in name
+    }
     if policy == "report" or not found:
         return dict(splits)
     train, dev, test = (splits[name] for name in _SPLITS)

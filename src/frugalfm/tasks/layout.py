@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from frugalfm.errors import InputError
@@ -22,6 +22,7 @@ PARTNERS = (
 """Names of the two columns of pairs of sequences; the first is what the others stand for."""
 COORDINATES = ("coordinates", "coords", "cb_xyz_angstrom")
 """Names of the column of coordinates, likewise."""
+_TARGETS = {"label", "structure", "contacts", *COORDINATES}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ class Layout:
         return [name for name in (self.sequence, self.partner, self.label) if name is not None]
 
 
-def choose_layout(path: Path, header: Sequence[str], kind: str) -> tuple[Layout, Kind | None]:
+def choose_layout(
+    path: Path,
+    header: Sequence[str],
+    kind: str,
+    sequence_column: str | None = None,
+    label_column: str | None = None,
+) -> tuple[Layout, Kind | None]:
     """Find the columns of a task, and the kind if they tell it.
 
     Parameters
@@ -60,6 +67,8 @@ def choose_layout(path: Path, header: Sequence[str], kind: str) -> tuple[Layout,
         Its columns.
     kind
         Asked for, or ``"auto"``.
+    sequence_column, label_column
+        Asked for; if not, they go by their names.
 
     Returns
     -------
@@ -71,16 +80,42 @@ def choose_layout(path: Path, header: Sequence[str], kind: str) -> tuple[Layout,
     Raises
     ------
     InputError
-        No columns for the kind asked for, or several for none.
+        No columns for the kind asked for, or several for none; or none of the names asked for.
     """
+    given = {"--sequence-column": sequence_column, "--label-column": label_column}
+    for option, name in given.items():
+        if name is not None and name not in header:
+            there = ", ".join(header)
+            raise InputError(f"{path}: has no column {name!r} for {option}. There are: {there}")
+    if sequence_column is not None and sequence_column == label_column:
+        raise InputError(f"--label-column {label_column}: is the column of sequences; name another")
     partners = next((pair for pair in PARTNERS if set(pair) <= set(header)), None)
-    if partners is not None and kind in {"auto", *PAIRS}:
-        return Layout("label", *partners), None
+    if partners is not None and kind in {"auto", *PAIRS} and sequence_column is None:
+        return Layout(label_column or "label", *partners), None
     if kind in PAIRS:
         raise InputError(
             f"{path}: has no two columns of sequences for --kind {kind}; call them "
             f"{PARTNERS[0][0]} and {PARTNERS[0][1]}"
         )
+    sequence = sequence_column or "sequence"
+    telling = label_column in _TARGETS - {"label"} and kind in {"auto", "token", *MAPS}
+    if label_column is not None and not telling:
+        if kind in MAPS:
+            raise InputError(
+                f"--label-column {label_column}: columns for --kind {kind} go by their names, "
+                f"structure, contacts and {COORDINATES[0]}; rename it"
+            )
+        token = kind == "token"
+        mask = "mask" if token else None
+        return Layout(label_column, sequence, mask=mask), "token" if token else None
+    if label_column is not None:
+        header = [name for name in header if name == label_column or name not in _TARGETS]
+    found, told = _choose_target(path, header, kind)
+    return replace(found, sequence=sequence), told
+
+
+def _choose_target(path: Path, header: Sequence[str], kind: str) -> tuple[Layout, Kind | None]:
+    """Find the column of labels by its name."""
     coordinates = next((name for name in COORDINATES if name in header), None)
     targets = {
         "label": "label" in header,

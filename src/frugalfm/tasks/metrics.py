@@ -20,6 +20,7 @@ __all__ = [
     "Estimate",
     "bootstrap",
     "correlate_ranks",
+    "sample_classes",
     "score_classes",
     "score_numbers",
     "score_ranking",
@@ -76,8 +77,32 @@ def score_classes(
     dict
         ``accuracy``, ``macro_f1`` and ``mcc``.
     """
-    true, predicted = np.asarray(true, np.int64), np.asarray(predicted, np.int64)
     groups = np.arange(len(true)) if groups is None else np.asarray(groups, np.int64)
+    evaluate, n = _measure_classes(true, predicted, groups)
+    return bootstrap(evaluate, n, resamples, level, seed, members)
+
+
+def sample_classes(
+    true: np.ndarray, predicted: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> _Metrics:
+    """Draw the metrics of :func:`score_classes` on resampled rows.
+
+    Returns
+    -------
+    dict
+        Each metric, shape ``(resamples,)``. The rows that a resample holds depend on their number,
+        `resamples` and `seed` alone, so that predictions for the same rows can be compared draw by
+        draw.
+    """
+    evaluate, n = _measure_classes(true, predicted, np.arange(len(true)))
+    return _draw(evaluate, n, resamples, seed)
+
+
+def _measure_classes(
+    true: np.ndarray, predicted: np.ndarray, groups: np.ndarray
+) -> tuple[Callable[[np.ndarray], _Metrics], int]:
+    """Metrics as a function of weights of the sequences, and how many of these there are."""
+    true, predicted = np.asarray(true, np.int64), np.asarray(predicted, np.int64)
     classes = 1 + int(max(true.max(), predicted.max()))
     cells, cell_of = np.unique(true * classes + predicted, return_inverse=True)
     ones = np.ones(len(true))
@@ -88,7 +113,7 @@ def score_classes(
     def evaluate(weights: np.ndarray) -> _Metrics:
         return _from_cells((transposed @ weights.T).T, cells // classes, cells % classes, classes)
 
-    return bootstrap(evaluate, counts.shape[0], resamples, level, seed, members)
+    return evaluate, counts.shape[0]
 
 
 def score_numbers(
@@ -209,18 +234,30 @@ def bootstrap(
         As in :func:`score_classes`.
     """
     values = {name: float(found[0]) for name, found in evaluate(np.ones((1, n))).items()}
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
-    for weights in _resample(n, resamples, seed, members):
-        for name, found in evaluate(weights).items():
-            drawn[name].append(found)
+    drawn = _draw(evaluate, n, resamples, seed, members)
     tails = ((1 - level) / 2, (1 + level) / 2)
     estimates = {}
     for name, value in values.items():
-        found = np.concatenate([*drawn[name], np.empty(0)])
+        found = drawn.get(name, np.empty(0))
         found = found[~np.isnan(found)]  # a resample may hold one value only
         low, high = np.quantile(found, tails) if len(found) else (np.nan, np.nan)
         estimates[name] = Estimate(value, float(low), float(high))
     return estimates
+
+
+def _draw(
+    evaluate: Callable[[np.ndarray], _Metrics],
+    n: int,
+    resamples: int,
+    seed: int,
+    members: np.ndarray | None = None,
+) -> _Metrics:
+    """Metrics on resampled items, shape ``(resamples,)``; nothing without resamples."""
+    drawn: dict[str, list[np.ndarray]] = {}
+    for weights in _resample(n, resamples, seed, members):
+        for name, found in evaluate(weights).items():
+            drawn.setdefault(name, []).append(found)
+    return {name: np.concatenate(parts) for name, parts in drawn.items()}
 
 
 def _resample(

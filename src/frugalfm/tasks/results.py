@@ -119,8 +119,9 @@ def report_predictions(
     -------
     Evaluation
         Its metrics are ``task, kind, reason, classes, n, (how), dev, test, baseline, repeats,
-        dropped, cropped, bootstrap``; ``dev`` and ``test`` hold a value and an interval for each
-        metric, ``baseline`` those of the majority class or the mean of the training labels.
+        dropped, held_out, cropped, bootstrap``; ``dev`` and ``test`` hold a value and an interval
+        for each metric, ``baseline`` those of the majority class or the mean of the training
+        labels.
     """
     bootstrap = {"resamples": resamples, "seed": seed}
     constant = _baseline(task)
@@ -161,6 +162,7 @@ def summarise(
         "baseline": {"predicts": predicts, "test": to_json(found["baseline"])},
         "repeats": task.repeats,
         "dropped": task.dropped,
+        "held_out": list(task.held_out),
         "cropped": task.cropped,
         "bootstrap": {
             "resamples": resamples,
@@ -240,6 +242,11 @@ def describe_scores(metrics: dict[str, Any]) -> list[str]:
         value, low, high = (_show(found[key]) for key in ("value", "low", "high"))
         base = _show(metrics["baseline"]["test"][name]["value"])
         lines.append(f"  test {name:{width}} {value}  [{low}, {high}]  baseline {base}")
+    if held_out := metrics.get("held_out"):
+        lines.append(
+            f"  {' and '.join(held_out)} held out of train by a hash of each sequence; relatives "
+            "may be on both sides"
+        )
     for what in ("repeats", "dropped", "cropped"):
         counts = [
             f"{count:,} {key.replace('_', ' ')}" for key, count in metrics[what].items() if count

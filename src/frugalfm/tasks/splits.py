@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from frugalfm.errors import InputError
 from frugalfm.sequences.alphabets import get_alphabet
 from frugalfm.sequences.cleaning import Cleaner
+from frugalfm.sequences.lines import line_names
 from frugalfm.sequences.readers import open_sources
 from frugalfm.sequences.records import Records, as_strings, layout
 from frugalfm.sequences.tables import csv_names, parquet_fields
 from frugalfm.tasks.brackets import parse_structure
 from frugalfm.tasks.kinds import is_map
 from frugalfm.tasks.layout import Layout
-from frugalfm.tasks.lines import line_names, read_lines
 from frugalfm.tasks.maps import MapTargets, parse_contacts, parse_coordinates
 
 __all__ = ["SUFFIXES", "Split", "read_header", "read_split"]
@@ -168,16 +168,15 @@ def read_split(path: Path, alphabet: str, columns: Layout, kind: str | None = No
         if header and name not in header:
             raise InputError(
                 f"{path}: has no column {name!r}; a task's header is sequence,label or, with a "
-                "label for each residue, sequence,structure, and the same in all three files. "
+                "label for each residue, sequence,structure, and the same in all files (or what "
+                "tune's and evaluate's --sequence-column and --label-column say). "
                 f"There are: {', '.join(header)}"
             )
-    return collect_split(path, _read(path, alphabet, columns), header, alphabet, columns, kind)
-
-
-def _read(path: Path, alphabet: str, columns: Layout) -> Iterator[Records]:
-    if ".jsonl" in path.suffixes:
-        return read_lines(path, columns)
-    return open_sources(path, alphabet, sequence_column=columns.sequence)[0].read()
+    wanted = [*columns.needed[1:], *([columns.mask] if columns.mask in header else [])]
+    (source,) = open_sources(
+        path, alphabet, sequence_column=columns.sequence, columns=wanted, fixed=True
+    )
+    return collect_split(path, source.read(), header, alphabet, columns, kind)
 
 
 def collect_split(
@@ -189,7 +188,7 @@ def collect_split(
     kind: str | None = None,
 ) -> Split:
     """Clean, check and join what a reader gives; arguments as in :func:`read_split`."""
-    cleaner = Cleaner(get_alphabet(alphabet))
+    cleaner = Cleaner(get_alphabet(alphabet), fixed=True)
     parts: list[dict[str, Any]] = []
     places: list[tuple[int, Callable[[int, int | None], str]]] = []
     count = 0

@@ -6,7 +6,6 @@ in their fast implementation, and give fewer tokens than residues.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from frugalfm.errors import InputError
+from frugalfm.errors import InputError, warn
 from frugalfm.sequences.alphabets import get_alphabet
 
 __all__ = ["Codec", "PieceCodec", "Tally"]
@@ -269,11 +268,10 @@ class PieceCodec(Codec):
         tally.unknown += int((tokens == self.unknown_id).sum())
         if not tally.warned and tally.tokens >= _ENOUGH and tally.share > _HIGH:
             tally.warned = True
-            warnings.warn(
+            warn(
                 f"{tally.share:.1%} of the first {tally.tokens:,} tokens are unknown to the "
                 "tokenizer (it has no ambiguity codes, such as N); "
-                "`frugalfm build --ambiguous drop` leaves such sequences out",
-                stacklevel=4,
+                "`frugalfm build --ambiguous drop` leaves such sequences out"
             )
 
 

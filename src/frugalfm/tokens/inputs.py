@@ -37,7 +37,7 @@ class Encoded:
 
 
 def stream_encoded(path: Path, codec: Codec) -> Iterator[Encoded]:
-    """Read a FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards, piece by piece.
+    """Read a file of sequences, of any format, or a folder of shards, piece by piece.
 
     Raises
     ------

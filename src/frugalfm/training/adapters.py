@@ -8,6 +8,7 @@ the weight that was there. The quantized layers are bitsandbytes', on CPU and CU
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalfm.artifacts import fingerprint, read_manifest
+from frugalfm.artifacts import fingerprint, read_manifest, write_json
 from frugalfm.encoders.checkpoints import load_encoder
 from frugalfm.encoders.heads import Pooling, Problem, add_head, head_names
 from frugalfm.errors import InputError
@@ -43,15 +44,18 @@ __all__ = [
     "Method",
     "add_adapter",
     "check_method",
+    "find_misreading",
     "load_adapter",
     "merge_adapter",
     "put_head",
     "save_adapter",
+    "task_type",
 ]
 
 Method = Literal["full", "lora", "qlora", "loftq"]
 _REMEDY = "pip install 'frugalfm[tune]'"
 _BASE_FILE = "base_4bit.safetensors"
+_CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -167,11 +171,70 @@ def add_adapter(
     return adapted
 
 
-def save_adapter(model: nn.Module, folder: Path, method: Method) -> None:
-    """Write a PEFT folder with adapter and head; for LoftQ the 4-bit weights it belongs to too."""
+def task_type(kind: Kind) -> str | None:
+    """Give PEFT's name for what a head does; None where it has none."""
+    if kind == "token":
+        return "TOKEN_CLS"
+    return None if is_map(kind) or kind in PAIRS else "SEQ_CLS"
+
+
+def find_misreading(model: nn.Module, checkpoint: PreTrainedConfig, method: Method) -> str | None:
+    """Say why PEFT alone would not make the model that was tuned; None if it would.
+
+    It loads the checkpoint in transformers' class for the task and puts adapter and head on it.
+
+    Parameters
+    ----------
+    model
+        With the adapter.
+    checkpoint
+        Config of the encoder that was adapted.
+    method
+        Of the adapter.
+    """
+    if method != "lora":
+        return "the weights that it adapts are in 4 bits"
+    adapted: Any = model
+    head = adapted.get_base_model()
+    if not isinstance(head, PreTrainedModel):
+        return "its head for pairs is no class of transformers"
+    if getattr(head.config, "pooling", None) == "mean":
+        return "its head reads the mean of the residues"
+    names = ("classifier_pooling", "longest_piece")  # of ModernBERT, and of labels of pieces
+    if any(getattr(head.config, name, None) != getattr(checkpoint, name, None) for name in names):
+        return "its head is not the one that the checkpoint's config makes"
+    return None
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, method: Method, misreading: str | None = None
+) -> None:
+    """Write a PEFT folder with adapter and head; for LoftQ the 4-bit weights it belongs to too.
+
+    Parameters
+    ----------
+    model, method
+        What to write.
+    folder
+        Where.
+    misreading
+        Why PEFT alone would predict otherwise, as :func:`find_misreading` tells. It would do so
+        without a word: keys and shapes of another head can match. So its config then names a task
+        type that PEFT refuses, with the reason and the remedy in it; :func:`load_adapter` puts
+        the right one in its place.
+    """
     adapted: Any = model
     # PEFT would otherwise ask the hub whether the vocabulary has changed.
     adapted.save_pretrained(folder, save_embedding_layers=False)
+    if misreading is not None:
+        path = Path(folder) / _CONFIG_FILE
+        known = adapted.peft_config["default"].task_type
+        refused = (
+            f"{'' if known is None else f'{known} '}that PEFT alone would misread, as "
+            f"{misreading}; load it with frugalfm.training.tuned.load_tuned, or write a whole "
+            "model with `frugalfm tune --merge`"
+        )
+        write_json(path, json.loads(path.read_text()) | {"task_type": refused})
     if method == "loftq":  # its 4-bit weights are not simply those of the checkpoint
         state = {
             f"{plain_name(name)}.{key}": value.contiguous().cpu()
@@ -204,7 +267,7 @@ def load_adapter(
     manifest = read_manifest(folder, "tuned")
     summary, source = manifest["summary"], manifest["inputs"]["checkpoint"]
     method = summary["tuning"]["method"]
-    if not (Path(folder) / "adapter_config.json").is_file():
+    if not (Path(folder) / _CONFIG_FILE).is_file():
         raise InputError(f"{folder}: holds a whole model, not an adapter")
     check_method(method)
     path = Path(base or source["path"])
@@ -214,7 +277,7 @@ def load_adapter(
         )
     if fingerprint(path) != source["sha256"]:
         raise InputError(f"{path}: is not the checkpoint that {folder} was trained on")
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     encoder, tokenizer = load_encoder(path)
     model: Any = put_head(
@@ -232,7 +295,9 @@ def load_adapter(
         model.is_loaded_in_4bit = True
         if method == "loftq":
             restore_weights(model, load_file(Path(folder) / _BASE_FILE), _BASE_FILE)
-    adapted: nn.Module = PeftModel.from_pretrained(model, str(folder))
+    found = PeftConfig.from_json_file(Path(folder) / _CONFIG_FILE)
+    config = PeftConfig.from_peft_type(**found | {"task_type": task_type(summary["kind"])})
+    adapted: nn.Module = PeftModel.from_pretrained(model, str(folder), config=config)
     return adapted.eval().to(device), tokenizer
 
 

@@ -173,7 +173,8 @@ class TaskRunner:
         list of ndarray
             Of each record: logits or values, shape ``(outputs,)``; for labels of residues
             ``(residues, classes)``; for maps the pairs that are predicted, shape ``(pairs, 3)``:
-            two positions from 0 and their probability, the likeliest first.
+            two positions from 0 and their probability, the likeliest first; for distances those
+            of all pairs, ``(L (L - 1) / 2,)``, in the order of :func:`numpy.triu_indices`.
 
         Raises
         ------
@@ -219,6 +220,8 @@ class TaskRunner:
         kind = self.head.kind
         if not is_map(kind):
             return found
+        if kind == "distance":
+            return np.asarray(found[np.triu_indices(len(found), 1)], np.float32)
         odds = expit(found)
         if kind == "base-pair":
             pairs, scores = decode_pairs(odds, self.head.threshold)

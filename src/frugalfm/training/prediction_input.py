@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +15,9 @@ from frugalfm.errors import InputError
 from frugalfm.progress import progress
 from frugalfm.sequences.alphabets import get_alphabet
 from frugalfm.sequences.cleaning import Cleaner
-from frugalfm.sequences.readers import open_sources, stream_sequences
+from frugalfm.sequences.readers import column_names, open_sources, stream_sequences
 from frugalfm.sequences.records import Records, as_strings, layout
+from frugalfm.tasks.layout import PARTNERS
 from frugalfm.tokens.batches import SPECIALS
 from frugalfm.tokens.codec import Codec, PieceCodec
 from frugalfm.tokens.inputs import Encoded
@@ -28,7 +27,6 @@ from frugalfm.training.predicting import TaskHead
 __all__ = ["Survey", "TooLong", "stream_records", "survey_records"]
 
 TooLong = Literal["error", "crop"]
-_PAIR = ("sequence_a", "sequence_b")
 _NO_LIMIT = 2**31 - 1
 
 
@@ -50,7 +48,13 @@ class Survey:
     cropped: int
 
 
-def survey_records(path: Path, codec: Codec, head: TaskHead, too_long: TooLong) -> Survey:
+def survey_records(
+    path: Path,
+    codec: Codec,
+    head: TaskHead,
+    too_long: TooLong,
+    sequence_column: str | None = None,
+) -> Survey:
     """Read a whole input once, so that a bad record is found before long work.
 
     Raises
@@ -60,7 +64,7 @@ def survey_records(path: Path, codec: Codec, head: TaskHead, too_long: TooLong) 
     """
     counts = np.zeros(4, np.int64)
     with progress(desc="check", unit="residue", unit_scale=True) as bar:
-        for piece in stream_records(path, codec, head, too_long):
+        for piece in stream_records(path, codec, head, too_long, sequence_column):
             tokens = int(piece.lengths.sum())
             counts += (len(piece.ids), piece.residues, tokens, piece.cropped)
             bar.update(piece.residues)
@@ -70,15 +74,20 @@ def survey_records(path: Path, codec: Codec, head: TaskHead, too_long: TooLong) 
 
 
 def stream_records(
-    path: Path, codec: Codec, head: TaskHead, too_long: TooLong = "error"
+    path: Path,
+    codec: Codec,
+    head: TaskHead,
+    too_long: TooLong = "error",
+    sequence_column: str | None = None,
 ) -> Iterator[Piece]:
     """Read a file or shards piece by piece, a few megabytes each.
 
     Parameters
     ----------
     path
-        FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards. For pairs of sequences a
-        table with the columns ``sequence_a`` and ``sequence_b``, and perhaps ``id``.
+        FASTA, FASTQ, CSV, TSV, JSON lines or Parquet file, or a folder of shards. For pairs of
+        sequences a table with the columns ``sequence_a`` and ``sequence_b`` (or other names of
+        :data:`~frugalfm.tasks.layout.PARTNERS`), and perhaps ``id``.
     codec
         Of the model's tokenizer.
     head
@@ -86,6 +95,8 @@ def stream_records(
     too_long
         Sequences longer than the model takes, or than it was tuned on: refused, or cut at their
         end, as tuning does.
+    sequence_column
+        Of tables; ``sequence`` when None.
 
     Yields
     ------
@@ -102,25 +113,28 @@ def stream_records(
     encoder = replace(codec, max_tokens=_NO_LIMIT) if isinstance(codec, PieceCodec) else codec
     pieces = piece_sizes(codec) if head.kind == "token" else None
     spelt = None if pieces is None else np.array(pieces)
-    with _reworded(codec.alphabet):
-        for ids, columns in _stream_columns(path, codec.alphabet, pairs=head.of_pairs):
-            sides, residues, cropped = [], 0, 0
-            for column in columns:
-                tokens, lengths = encoder.encode(column)
-                long = lengths > limit
-                if long.any() and too_long == "error":
-                    at = int(lengths.argmax())
-                    raise InputError(
-                        f"{path}: {ids[at].as_py()!r} has {lengths[at]} tokens, and {reason} "
-                        f"{limit}; " + _tell_remedy(limit, head)
-                    )
-                found = np.split(tokens, np.cumsum(lengths)[:-1])
-                if spelt is not None:
-                    _check_spelling(path, ids, column, found, spelt)
-                sides.append([tokens[:limit] for tokens in found])
-                residues += pc.sum(pc.binary_length(column)).as_py()
-                cropped += int(long.sum())
-            yield Piece(ids.to_pylist(), _join(sides, codec), residues, cropped)
+    if head.of_pairs:
+        batches = _stream_pairs(path, codec.alphabet, sequence_column)
+    else:
+        batches = _stream_single(path, codec.alphabet, sequence_column)
+    for ids, columns in batches:
+        sides, residues, cropped = [], 0, 0
+        for column in columns:
+            tokens, lengths = encoder.encode(column)
+            long = lengths > limit
+            if long.any() and too_long == "error":
+                at = int(lengths.argmax())
+                raise InputError(
+                    f"{path}: {ids[at].as_py()!r} has {lengths[at]} tokens, and {reason} "
+                    f"{limit}; " + _tell_remedy(limit, codec, head)
+                )
+            found = np.split(tokens, np.cumsum(lengths)[:-1])
+            if spelt is not None:
+                _check_spelling(path, ids, column, found, spelt)
+            sides.append([tokens[:limit] for tokens in found])
+            residues += pc.sum(pc.binary_length(column)).as_py()
+            cropped += int(long.sum())
+        yield Piece(ids.to_pylist(), _join(sides, codec), residues, cropped)
 
 
 def _find_limit(codec: Codec, head: TaskHead) -> tuple[int, str]:
@@ -131,30 +145,32 @@ def _find_limit(codec: Codec, head: TaskHead) -> tuple[int, str]:
     return own, "the model takes at most"
 
 
-def _tell_remedy(limit: int, head: TaskHead) -> str:
-    windows = f"`frugalfm build --max-length {limit}` makes windows"
+def _tell_remedy(limit: int, codec: Codec, head: TaskHead) -> str:
+    # Windows are counted in residues, so byte pairs do not tell how long they may be.
+    windows = f"`frugalfm build --max-length {limit}` makes windows" if codec.per_residue else ""
     if head.by_residue:
-        return f"{windows}, each of which gets labels of its own"
-    return f"--too-long crop cuts at the end, as tuning did; {windows}"
+        own = "each of which gets labels of its own"
+        return f"{windows}, {own}" if windows else f"give shorter parts, {own}"
+    crop = "--too-long crop cuts at the end, as tuning did"
+    return f"{crop}; {windows}" if windows else crop
 
 
-def _stream_columns(
-    path: Path, alphabet: str, *, pairs: bool
+def _stream_single(
+    path: Path, alphabet: str, column: str | None
 ) -> Iterator[tuple[pa.Array, list[pa.Array]]]:
-    """Yield ids and the column of sequences, or the two of pairs; normalised and checked."""
-    if not pairs:
-        for batch in stream_sequences(path, alphabet):
-            if len(batch):
-                yield batch.column("id"), [batch.column("sequence")]
-        return
-    cleaner = Cleaner(get_alphabet(alphabet))
-    first, second = _PAIR
-    for source in open_sources(path, alphabet, sequence_column=first):
-        if second not in [field.name for field in source.fields]:
-            raise InputError(
-                f"{path}: the model predicts pairs of sequences; give a table with the columns "
-                f"{first} and {second}, and id if there are names"
-            )
+    """Yield ids and the column of sequences, normalised and checked."""
+    for batch in stream_sequences(path, alphabet, sequence_column=column or "sequence"):
+        if len(batch):
+            yield batch.column("id"), [batch.column("sequence")]
+
+
+def _stream_pairs(
+    path: Path, alphabet: str, column: str | None
+) -> Iterator[tuple[pa.Array, list[pa.Array]]]:
+    """Yield ids and the two columns of pairs, normalised and checked."""
+    first, second = _find_pair(path, column)
+    cleaner = Cleaner(get_alphabet(alphabet), fixed=True)
+    for source in open_sources(path, alphabet, sequence_column=first, columns=[second], fixed=True):
         for records in source.read():
             other = records.columns.column(second).cast(pa.binary()).fill_null(b"")
             partners = Records(*layout(other), records.columns, records.locate)
@@ -168,6 +184,21 @@ def _stream_columns(
                 found.append(as_strings(data, offsets))
             if len(records):
                 yield records.columns.column("id"), found
+
+
+def _find_pair(path: Path, column: str | None) -> tuple[str, str]:
+    """Names of the two columns of sequences; FASTA files and shards have none."""
+    if column is not None:
+        raise InputError("--sequence-column is for models of single sequences; leave it out")
+    header = column_names(path)
+    for pair in PARTNERS:
+        if set(pair) <= set(header):
+            return pair
+    there = f". There are: {', '.join(header)}" if header else ""
+    raise InputError(
+        f"{path}: the model predicts pairs of sequences; give a table with the columns "
+        f"{PARTNERS[0][0]} and {PARTNERS[0][1]}, and id if there are names{there}"
+    )
 
 
 def _join(sides: list[list[np.ndarray]], codec: Codec) -> list[np.ndarray]:
@@ -187,18 +218,3 @@ def _check_spelling(
                 f"{path}: {name.as_py()!r} has {length} residues, and the model's tokens spell "
                 f"{spelt}; choose a model with one token a residue"
             )
-
-
-@contextlib.contextmanager
-def _reworded(alphabet: str) -> Iterator[None]:
-    """Name remedies that there are here: the model fixes the alphabet and the columns' names."""
-    try:
-        yield
-    except InputError as error:
-        text = re.sub(
-            r"use --alphabet \w+( or --alphabet \w+)?",
-            f"take a model for them (this one reads {alphabet})",
-            str(error),
-        )
-        text = text.replace("name the right one with --sequence-column", "rename the right one")
-        raise InputError(text) from None

@@ -46,6 +46,8 @@ class PredictionRun:
         What the input holds.
     window
         Tokens, from :func:`window_size`.
+    sequence_column
+        Of tables.
     done
         Tokens that were predicted, not counting those that were left out.
     """
@@ -56,11 +58,14 @@ class PredictionRun:
     too_long: TooLong
     survey: Survey
     window: int
+    sequence_column: str | None = None
     done: int = 0
 
     def windows(self, first: int = 0) -> Iterator[pa.Table]:
         """Predict from window `first` on; those before it are read, and left out."""
-        pieces = stream_records(self.sequences, self.runner.codec, self.table.head, self.too_long)
+        codec, head = self.runner.codec, self.table.head
+        column = self.sequence_column
+        pieces = stream_records(self.sequences, codec, head, self.too_long, column)
         total = self.survey.tokens
         with progress(total=total, desc="predict", unit="token", unit_scale=True) as bar:
             for number, records in enumerate(look_ahead(regroup(pieces, self.window))):

@@ -34,7 +34,10 @@ class PredictionTable:
     - of numbers: ``value``;
     - of residues: ``label``, a character a residue; of base pairs, too (dot-bracket notation);
     - of contacts: ``contacts``, the likeliest ones, as many as residues: ``i``, ``j`` (positions
-      from 0) and ``score``.
+      from 0) and ``score``;
+    - of distances: ``distances`` of all pairs of residues in angstrom, the upper triangle row by
+      row, so that ``scipy.spatial.distance.squareform`` makes a matrix of it. Pairs closer in the
+      sequence than those that were trained on (6 residues) mean little.
 
     With `probabilities` there is also a column ``probability_CLASS`` for each class, or for
     labels of residues ``probabilities``: of each residue those of all classes.
@@ -49,7 +52,7 @@ class PredictionTable:
     Raises
     ------
     InputError
-        Predictions of this kind make no rows, or have no such probabilities.
+        Predictions of this kind have no such probabilities.
     """
 
     head: TaskHead
@@ -57,11 +60,6 @@ class PredictionTable:
 
     def __post_init__(self) -> None:
         kind = self.head.kind
-        if kind == "distance":
-            raise InputError(
-                "the model predicts distances of all pairs of residues, which make no row of a "
-                "table; frugalfm.training.tuned.load_tuned gives the model to compute them with"
-            )
         if self.probabilities and (kind in NUMBERS or is_map(kind)):
             raise InputError(f"--probabilities: predictions of kind {kind} have no classes")
 
@@ -78,6 +76,8 @@ class PredictionTable:
             fields.append(("value", pa.float32()))
         elif kind == "contact":
             fields.append(("contacts", _CONTACTS))
+        elif kind == "distance":
+            fields.append(("distances", pa.list_(pa.float32())))
         else:
             fields.append(("label", pa.string()))
         if kind in CLASSES:
@@ -105,6 +105,8 @@ class PredictionTable:
             columns = self._of_residues(answers)
         elif kind == "contact":
             columns = [_list_contacts(answers)]
+        elif kind == "distance":
+            columns = [_as_lists(pa.array(np.concatenate(answers), pa.float32()), answers)]
         elif kind == "base-pair":
             found = [
                 write_structure(answer[:, :2].astype(np.int64), int(length))

@@ -11,24 +11,32 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from frugalfm.artifacts import read_manifest, write_atomically, write_json
 from frugalfm.encoders.checkpoints import save_encoder
 from frugalfm.encoders.heads import Pooling, load_head
 from frugalfm.tasks.folder import Task
-from frugalfm.tasks.kinds import CLASSES, PAIRS, is_map
+from frugalfm.tasks.kinds import CLASSES, is_map
 from frugalfm.tasks.results import Evaluation, report_predictions
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.adapters import (
     ADAPTERS,
     Method,
     add_adapter,
+    find_misreading,
     load_adapter,
     merge_adapter,
     put_head,
     save_adapter,
+    task_type,
 )
+from frugalfm.training.cards import write_card
 from frugalfm.training.labelled import TuningData
 from frugalfm.training.map_outputs import evaluate_tuned_maps
 from frugalfm.training.pairs import (
@@ -104,7 +112,7 @@ def tune_task(
         result = evaluate_tuned(
             model, task, recipe, codec, max_tokens=plan.max_tokens, how={"tuning": how}
         )
-        save_tuned(model, tokenizer, folder, plan.method)
+        save_tuned(model, tokenizer, folder, plan.method, encoder.config, result.metrics)
     write_evaluation(folder, result, tuned.history)
     return result
 
@@ -150,9 +158,7 @@ def make_tunable(
     adapted: nn.Module = add_adapter(
         model,
         ADAPTERS[method].changed(rank),
-        task_type={"token": "TOKEN_CLS"}.get(
-            task.kind, None if is_map(task.kind) or task.kind in PAIRS else "SEQ_CLS"
-        ),
+        task_type=task_type(task.kind),
         targets=targets,
         seed=recipe.seed,
         compute=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
@@ -208,17 +214,39 @@ def evaluate_tuned(
 
 
 def save_tuned(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, method: Method
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    method: Method,
+    checkpoint: PreTrainedConfig,
+    metrics: dict[str, Any],
 ) -> None:
-    """Write a whole model as a Hugging Face folder, an adapter as one of PEFT's."""
+    """Write a whole model as a Hugging Face folder, an adapter as one of PEFT's, with a card.
+
+    Parameters
+    ----------
+    model, tokenizer
+        What was tuned.
+    folder
+        Where it goes.
+    method
+        How it was tuned.
+    checkpoint
+        Config of the encoder that it was tuned from.
+    metrics
+        What it achieved, as :func:`evaluate_tuned` tells, for the card.
+    """
     model.cpu()
+    misreading = None
     if isinstance(model, PreTrainedModel):
         save_encoder(model, tokenizer, folder)
     elif isinstance(model, PairModel):
         save_pair_model(model, tokenizer, folder)
     else:
-        save_adapter(model, folder, method)
+        misreading = find_misreading(model, checkpoint, method)
+        save_adapter(model, folder, method, misreading)
         tokenizer.save_pretrained(folder)
+    write_card(folder, model, checkpoint, metrics, misreading)
 
 
 def write_evaluation(folder: Path, result: Evaluation, history: list[dict[str, Any]]) -> None:

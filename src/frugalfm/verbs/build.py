@@ -41,8 +41,8 @@ def build(
     Parameters
     ----------
     inputs
-        FASTA, FASTQ, CSV, TSV or Parquet files, plain or compressed (gz, bz2, xz), or folders of
-        shards; rows keep their order.
+        FASTA, FASTQ, CSV, TSV, JSON lines or Parquet files, plain or compressed (gz, bz2, xz), or
+        folders of shards; rows keep their order.
     alphabet
         What the sequences are made of.
     out

@@ -23,6 +23,7 @@ def embed(
     *,
     out: Path,
     pooling: Literal["mean", "cls", "token"] = "mean",
+    base: Path | None = None,
     batch_tokens: int = 16384,
     precision: Literal["fp32", "bf16"] | None = None,
     device: str = "auto",
@@ -36,14 +37,17 @@ def embed(
     Parameters
     ----------
     checkpoint
-        Folder of a trained encoder, or of a deployed one.
+        Folder of a trained encoder, of what was tuned of it (whole, merged or an adapter), or of
+        a deployed model.
     sequences
-        FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards.
+        FASTA, FASTQ, CSV, TSV, JSON lines or Parquet file, or a folder of shards.
     out
         The Parquet file to write.
     pooling
         Mean of the residues, the first special token (cls), or every residue on its own (token:
         a list of embeddings for each sequence).
+    base
+        Of an adapter: the checkpoint that it adapts, if that is no longer where it was.
     batch_tokens
         Padded tokens of a batch, at most; less needs less memory.
     precision
@@ -79,7 +83,7 @@ def embed(
     if _is_done(out, metadata, overwrite=overwrite):
         print(f"{out}: already there, made by the same call")
         return out
-    model, tokenizer = _load(checkpoint, precision, device)
+    model, tokenizer = _load(checkpoint, base, precision, device)
     codec = Codec.from_tokenizer(tokenizer)
     # Reading everything first costs little beside the model, and finds bad records at once.
     residues = sum(int(piece.lengths.sum()) for piece in stream_encoded(sequences, codec))
@@ -103,11 +107,11 @@ def _check(
 ) -> Literal["fp32", "bf16"]:
     """Refuse what cannot be loaded, without loading it, and settle the precision."""
     from frugalfm.deployment.runtime import is_deployed, read_card
-    from frugalfm.encoders.checkpoints import check_checkpoint
     from frugalfm.encoders.devices import choose_device
+    from frugalfm.training.trunks import check_trunk
 
     if not is_deployed(checkpoint):
-        check_checkpoint(checkpoint)
+        check_trunk(checkpoint)
         choose_device(device)
         return precision or "fp32"
     if device not in {"auto", "cpu"}:
@@ -117,16 +121,16 @@ def _check(
 
 
 def _load(
-    checkpoint: Path, precision: Literal["fp32", "bf16"], device: str
+    checkpoint: Path, base: Path | None, precision: Literal["fp32", "bf16"], device: str
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
     from transformers import AutoTokenizer
 
     from frugalfm.deployment.runtime import is_deployed, load_deployed
-    from frugalfm.encoders import load_encoder
     from frugalfm.encoders.devices import choose_device
+    from frugalfm.training.trunks import load_trunk
 
     if not is_deployed(checkpoint):
-        return load_encoder(checkpoint, device=choose_device(device))
+        return load_trunk(checkpoint, base=base, device=choose_device(device))
     tokenizer = AutoTokenizer.from_pretrained(
         checkpoint, trust_remote_code=False, local_files_only=True
     )

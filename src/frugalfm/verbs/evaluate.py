@@ -38,6 +38,10 @@ def evaluate(
     pooling: Literal["auto", "mean", "cls"] = "auto",
     order: Literal["symmetric", "ordered"] = "symmetric",
     probe: Literal["auto", "attention", "pairs", "both"] = "auto",
+    sequence_column: str | None = None,
+    label_column: str | None = None,
+    dev_share: float | None = None,
+    test_share: float | None = None,
     leaks: Literal["report", "drop", "error"] = "report",
     too_long: Literal["crop", "error"] = "crop",
     train_tokens: int = 50_000,
@@ -67,7 +71,8 @@ def evaluate(
         The others are compared with the first; call them dnabert2, germ and so on to see what
         is published beside.
     task
-        Folder with train, dev and test, each a .csv, .tsv, .jsonl (also .gz) or .parquet file.
+        Folder with train, dev (or validation) and test, each a .csv, .tsv, .jsonl (also .gz) or
+        .parquet file; or one such file, of which shares are held out.
         Columns: sequence and label; sequence and structure (a character a residue, such as
         dot-bracket notation; with it perhaps mask, 1 where the character counts); sequence and
         coordinates (x y z of each residue's C-beta in angstrom, NaN where missing) or contacts
@@ -86,7 +91,7 @@ def evaluate(
         default. All but probe tune as ``frugalfm tune`` does, with the tasks' published presets.
     seeds
         For a suite: tunings of each task, from seed 42 on; 1 by default. From two on, intervals
-        are over seeds.
+        are over seeds and test rows, else over test rows alone.
     max_train
         For a suite: training rows of a task, at most, drawn at random.
     max_steps
@@ -109,6 +114,15 @@ def evaluate(
     probe
         Features of pairs of residues: attention maps (symmetrised, APC), products of embeddings
         (pairs), or both. Auto is attention for contacts, pairs for distances, both for base pairs.
+    sequence_column
+        Column of the sequences, if it has another name.
+    label_column
+        Column of the labels, likewise.
+    dev_share
+        Where there is no file of dev, or one table is all: hold out this share of the training
+        rows, such as 0.1, chosen by a hash of each sequence (of either strand of DNA).
+    test_share
+        The same for test.
     leaks
         Dev or test sequences (or pairs of them, in either order) that also occur in an earlier
         split: count, drop or refuse them.
@@ -148,6 +162,10 @@ def evaluate(
             train_tokens=None if train_tokens == 50_000 else train_tokens,
             train_sequences=train_sequences,
             train_pairs=None if train_pairs == 50_000 else train_pairs,
+            sequence_column=sequence_column,
+            label_column=label_column,
+            dev_share=dev_share,
+            test_share=test_share,
         )
         return _evaluate_suite(
             checkpoints,
@@ -194,9 +212,10 @@ def evaluate(
     from frugalfm.probing.evaluation import count_residues, evaluate_task
     from frugalfm.probing.map_probes import MapPlan, evaluate_maps
     from frugalfm.progress import progress
-    from frugalfm.tasks import MAPS, PAIRS, find_splits, read_task
+    from frugalfm.tasks import MAPS, PAIRS, Reading, find_splits, read_task
     from frugalfm.tokens.codec import Codec
 
+    reading = Reading(sequence_column, label_column, dev_share, test_share)
     check_checkpoint(checkpoint)
     require_positive(
         seed=seed,
@@ -206,7 +225,7 @@ def evaluate(
         train_pairs=train_pairs,
     )
     chosen = choose_device(device)
-    paths = find_splits(task)
+    paths = find_splits(task, reading)
     model, tokenizer = load_encoder(checkpoint, device=chosen)
     codec = Codec.from_tokenizer(tokenizer)
     labelled = read_task(
@@ -216,6 +235,7 @@ def evaluate(
         max_residues=codec.max_residues,
         too_long=too_long,
         leaks=leaks,
+        reading=reading,
     )
     plan = None
     if labelled.kind in MAPS:
@@ -232,6 +252,7 @@ def evaluate(
         "train_tokens": train_tokens if labelled.kind == "token" else None,
         "precision": precision,
         "seed": seed,
+        **reading.identity(),
     }
     if labelled.kind in PAIRS:
         config["order"] = order

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from frugalfm.errors import InputError
 from frugalfm.verbs import with_paths
 
 __all__ = ["import_checkpoint"]
@@ -45,8 +46,11 @@ def import_checkpoint(
     """
     from frugalfm.artifacts import open_stage
     from frugalfm.encoders import load_encoder, save_encoder
+    from frugalfm.encoders.checkpoints import hint_at_hub
     from frugalfm.encoders.foreign import recognise, translate
 
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint file or folder{hint_at_hub(path)}")
     layout = recognise(path) if architecture == "auto" else architecture
     stage = open_stage(
         out,
@@ -63,10 +67,30 @@ def import_checkpoint(
         summary = translate(path, layout, native, tokenizer=tokenizer, allow_pickle=allow_pickle)
         model, words = load_encoder(native)
         summary["parameters"] = sum(p.numel() for p in model.parameters())
-        save_encoder(model, words, stage.work)
+        save_encoder(model, words, stage.work, _write_card(path, summary))
         stage.commit(summary)
     print(f"{out}: imported, {_describe(summary)}")
     return out
+
+
+def _write_card(path: Path, summary: dict[str, Any]) -> str:
+    return f"""---
+library_name: frugalfm
+license: unknown
+tags: [biology, masked-language-modelling]
+---
+# {summary["architecture"]} encoder, imported from `{path.name}` with FrugalFM
+
+{_describe(summary)}. Its weights and licence are its authors'.
+
+```python
+import frugalfm  # registers architectures and attentions
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("this/folder")
+tokenizer = AutoTokenizer.from_pretrained("this/folder")
+```
+"""
 
 
 def _describe(summary: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ def outliers(
     *,
     data: Path,
     out: Path | None = None,
+    base: Path | None = None,
     limit: int = 512,
     batch_tokens: int = 16_384,
     seed: int = 0,
@@ -36,11 +37,14 @@ def outliers(
     Parameters
     ----------
     checkpoint
-        A Hugging Face folder with safetensors weights.
+        A Hugging Face folder with safetensors weights, or what ``frugalfm tune`` made; an adapter
+        is merged in memory.
     data
-        Sequences to measure on: FASTA, FASTQ, CSV, TSV, Parquet, or a folder of shards.
+        Sequences: FASTA, FASTQ, CSV, TSV, JSON lines, Parquet, or a folder of shards.
     out
         Folder for outliers.json and outliers.parquet; without it the table is only printed.
+    base
+        Of an adapter: the checkpoint that it adapts, if that is no longer where it was.
     limit
         Sequences to draw at random, at most.
     batch_tokens
@@ -63,16 +67,16 @@ def outliers(
         A checkpoint, data or option that cannot be used.
     """
     from frugalfm.artifacts import open_stage
-    from frugalfm.encoders.checkpoints import check_checkpoint
     from frugalfm.encoders.devices import choose_device
+    from frugalfm.training.trunks import check_trunk
 
     if limit < 1 or batch_tokens < 1:
         raise InputError("--limit and --batch-tokens are to be at least 1")
-    check_checkpoint(checkpoint)
+    check_trunk(checkpoint)
     where = choose_device(device)
     config = {"limit": limit, "seed": seed}
     if out is None:
-        _show(_measure(checkpoint, data, limit, batch_tokens, seed, str(where)))
+        _show(_measure(checkpoint, base, data, limit, batch_tokens, seed, str(where)))
         return None
     inputs = {"checkpoint": checkpoint, "data": data}
     stage = open_stage(out, "outliers", config, inputs, overwrite=overwrite)
@@ -80,7 +84,7 @@ def outliers(
         if stage.done:
             print(f"{out}: already measured; {_summarise(stage.summary)}")
             return stage.out
-        report = _measure(checkpoint, data, limit, batch_tokens, seed, str(where))
+        report = _measure(checkpoint, base, data, limit, batch_tokens, seed, str(where))
         _write(report, stage.work)
         stage.commit(report.summary | {"sequences": report.sequences, "tokens": report.tokens})
     _show(report)
@@ -89,14 +93,20 @@ def outliers(
 
 
 def _measure(
-    checkpoint: Path, data: Path, limit: int, batch_tokens: int, seed: int, device: str
+    checkpoint: Path,
+    base: Path | None,
+    data: Path,
+    limit: int,
+    batch_tokens: int,
+    seed: int,
+    device: str,
 ) -> OutlierReport:
-    from frugalfm.encoders.checkpoints import load_encoder
     from frugalfm.probing.activations import measure_outliers
     from frugalfm.tokens.codec import Codec
     from frugalfm.tokens.inputs import sample_encoded
+    from frugalfm.training.trunks import load_trunk
 
-    model, tokenizer = load_encoder(checkpoint, device=device)
+    model, tokenizer = load_trunk(checkpoint, base=base, device=device)
     codec = Codec.from_tokenizer(tokenizer)
     drawn = sample_encoded(data, codec, limit, seed)
     return measure_outliers(model, codec, drawn.tokens, batch_tokens=batch_tokens)

@@ -24,6 +24,7 @@ def predict(
     *,
     out: Path,
     probabilities: bool = False,
+    sequence_column: str | None = None,
     too_long: Literal["error", "crop"] = "error",
     base: Path | None = None,
     batch_tokens: int = 16384,
@@ -35,7 +36,8 @@ def predict(
 
     The result has one row a record: its ``id``, and the ``label`` and its ``probability``
     (classes), the labels (several a sequence, joined by ``;``), the ``value`` (numbers), a
-    character a residue (labels of residues, base pairs), or the likeliest ``contacts``. Parquet
+    character a residue (labels of residues, base pairs), the likeliest ``contacts``, or the
+    ``distances`` of all pairs of residues (angstrom; the upper triangle row by row). Parquet
     names the model, the input and the settings in its schema's metadata; a text file has them
     beside it, in ``FILE.json``.
 
@@ -48,13 +50,16 @@ def predict(
         What ``frugalfm tune`` made (whole, adapter or merged), a Hugging Face folder of a model
         that classifies sequences or residues (or gives a number), or what was deployed of either.
     sequences
-        FASTA, FASTQ, CSV, TSV or Parquet file, or a folder of shards. For pairs of sequences a
-        table with the columns ``sequence_a`` and ``sequence_b``, and ``id`` if they have names.
+        FASTA, FASTQ, CSV, TSV, JSON lines or Parquet file, or a folder of shards. For pairs of
+        sequences a table with the columns ``sequence_a`` and ``sequence_b``, and ``id`` if they
+        have names.
     out
         The file to write: .parquet, .csv or .tsv.
     probabilities
         Give those of all classes, too: a column ``probability_CLASS`` each; for labels of residues
         a column of lists, which only Parquet holds.
+    sequence_column
+        Of tables: ``sequence``, if not given.
     too_long
         Sequences longer than the model takes, or than it was tuned on with --max-tokens: refused,
         or cut at their end, as tuning does.
@@ -112,14 +117,17 @@ def predict(
         "batch_tokens": str(batch_tokens),
         "precision": precision or own_precision,
     }
+    if sequence_column is not None:
+        settings["sequence_column"] = sequence_column
     if is_made(out, settings, overwrite=overwrite):
         clear_leftovers(out)
         print(f"{out}: already there, made by the same call")
         return out
     runner = open_runner(checkpoint, base, head, batch_tokens, precision, place)
     # Reading everything first costs little beside the model, and finds bad records at once.
-    survey = survey_records(sequences, runner.codec, head, too_long)
-    run = PredictionRun(runner, table, sequences, too_long, survey, window_size(batch_tokens))
+    survey = survey_records(sequences, runner.codec, head, too_long, sequence_column)
+    window = window_size(batch_tokens)
+    run = PredictionRun(runner, table, sequences, too_long, survey, window, sequence_column)
     started = time.perf_counter()
     with open_parts(out, settings | {"device": place.type}) as stage:
         tally = make_file(stage, out, table, settings, run.windows)

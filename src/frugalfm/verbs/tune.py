@@ -48,6 +48,10 @@ def tune(
     validate_every: int | None = None,
     patience: int = 5,
     save_every: int = 500,
+    sequence_column: str | None = None,
+    label_column: str | None = None,
+    dev_share: float | None = None,
+    test_share: float | None = None,
     leaks: Literal["report", "drop", "error"] = "report",
     too_long: Literal["crop", "error"] = "crop",
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -71,9 +75,10 @@ def tune(
     checkpoint
         Folder of a pretrained encoder.
     task
-        Folder with train, dev and test, as for ``frugalfm evaluate``: tables with the columns
-        sequence and label; sequence and structure (a character a residue); sequence and
-        coordinates or contacts; or sequence_a, sequence_b and label.
+        Folder with train, dev (or validation) and test, as for ``frugalfm evaluate``: tables with
+        the columns sequence and label; sequence and structure (a character a residue); sequence and
+        coordinates or contacts; or sequence_a, sequence_b and label. Or one such table, of which
+        shares are held out.
     out
         Folder for the tuned model, ``metrics.json``, ``predictions.parquet`` and ``log.jsonl``.
     method
@@ -131,6 +136,15 @@ def tune(
         Scores of dev without a better one (the start's aside) after which to stop.
     save_every
         Steps between saved states; a kill costs at most so many.
+    sequence_column
+        Column of the sequences, if it has another name.
+    label_column
+        Column of the labels, likewise.
+    dev_share
+        Where there is no file of dev, or one table is all: hold out this share of the training
+        rows, such as 0.1, chosen by a hash of each sequence (of either strand of DNA).
+    test_share
+        The same for test.
     leaks
         Dev or test sequences that also occur in an earlier split: count, drop or refuse them.
     too_long
@@ -153,7 +167,7 @@ def tune(
     from frugalfm.encoders import load_encoder
     from frugalfm.encoders.checkpoints import check_checkpoint
     from frugalfm.encoders.devices import choose_device
-    from frugalfm.tasks import find_splits, read_task
+    from frugalfm.tasks import Reading, find_splits, read_task
     from frugalfm.tokens.codec import Codec
     from frugalfm.training.adapters import check_method
     from frugalfm.training.settings import TuningOptions
@@ -183,10 +197,11 @@ def tune(
         precision=precision,
         seed=seed,
     )
+    reading = Reading(sequence_column, label_column, dev_share, test_share)
     check_checkpoint(checkpoint)
     check_method(method)
     place = choose_device(device)
-    paths = find_splits(task)
+    paths = find_splits(task, reading)
     encoder, tokenizer = load_encoder(checkpoint)
     codec = Codec.from_tokenizer(tokenizer)
     labelled = read_task(
@@ -196,9 +211,11 @@ def tune(
         max_residues=codec.max_residues,
         too_long=too_long,
         leaks=leaks,
+        reading=reading,
     )
     plan = options.plan(task, labelled, codec, encoder.config.hidden_size)
-    config = {"kind": labelled.kind, "leaks": leaks, "too_long": too_long, **plan.identity()}
+    config: dict[str, Any] = {"kind": labelled.kind, "leaks": leaks, "too_long": too_long}
+    config |= {**plan.identity(), **reading.identity()}
     inputs = {"checkpoint": checkpoint, **paths}
     with open_stage(out, "tuned", config, inputs, overwrite=overwrite) as stage:
         if stage.done:

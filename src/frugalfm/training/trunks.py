@@ -1,0 +1,90 @@
+"""The encoder of any checkpoint, whatever head is on it, for what looks at its states alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from frugalfm.artifacts import read_manifest
+from frugalfm.encoders.checkpoints import (
+    check_checkpoint,
+    check_weights,
+    classifies,
+    load_encoder,
+    read_kind,
+)
+from frugalfm.encoders.heads import load_head
+from frugalfm.training.pairs import PairModel
+
+__all__ = ["check_trunk", "load_trunk"]
+
+
+def check_trunk(folder: Path) -> None:
+    """Refuse what :func:`load_trunk` would, as far as that can be told without reading weights.
+
+    Raises
+    ------
+    InputError
+        No model of any kind, or a damaged one.
+    """
+    if read_kind(folder) == "tuned":
+        read_manifest(folder, "tuned")
+    elif classifies(folder):
+        check_weights(folder)
+    else:
+        check_checkpoint(folder)
+
+
+def load_trunk(
+    folder: Path, *, base: Path | None = None, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the encoder of a checkpoint of any kind.
+
+    Parameters
+    ----------
+    folder
+        A masked-language checkpoint, what ``frugalfm tune`` made (whole, merged, or an adapter,
+        which is merged in memory), or a Hugging Face folder of a model with a head.
+    base
+        Of an adapter: the checkpoint that it adapts, if that has moved.
+    device
+        Where the model goes.
+
+    Returns
+    -------
+    tuple
+        A model whose trunk is the encoder's, with some head, in fp32 and evaluation mode; and its
+        tokenizer.
+
+    Raises
+    ------
+    InputError
+        No such model, a damaged one, or an adapter whose checkpoint is gone.
+    """
+    check_trunk(folder)
+    if read_kind(folder) == "tuned":
+        return _load_tuned(folder, base, device)
+    if not classifies(folder):
+        return load_encoder(folder, device=device)
+    model = load_head(folder)
+    model.to(device)
+    return model, AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+
+
+def _load_tuned(
+    folder: Path, base: Path | None, device: torch.device | str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from frugalfm.training.adapters import merge_adapter
+    from frugalfm.training.tuned import load_tuned  # much that an encoder alone does not need
+
+    model, tokenizer = load_tuned(folder, base=base, device=device)
+    if hasattr(model, "peft_config"):
+        model = merge_adapter(model)
+    if isinstance(model, PairModel):
+        model = model.encoder
+    assert isinstance(model, PreTrainedModel)
+    return model.eval(), tokenizer
