@@ -92,7 +92,7 @@ def describe_scores(content: Content) -> str:
     ordered = sorted(scores.items(), key=lambda item: item[1]["seconds"])
     return "\n\n".join(
         [
-            f"## {options['precision']}",
+            f"## {options['precision']}, {Path(options['pool']).name}",
             f"{model} on {options['device']}; {int(options['sequences']):,} sequences of "
             f"{Path(options['pool']).name}, {int(options['subset']):,} of them for the Fisher "
             f"matrices; batches of {int(options['batch_tokens']):,} tokens.",
