@@ -59,8 +59,9 @@ def bootstrap(
         found = [evaluate(np.asarray(one, float), counts) for one in predicted]
     else:
         of = _accuracy if metric == "accuracy" else _macro_f1
-        classes = 1 + int(max(part.max() for part in true))
-        classes = max(classes, 1 + max(int(part.max()) for one in predicted for part in one))
+        # Of some sequences no residue has a class.
+        parts = [*true, *(part for one in predicted for part in one)]
+        classes = 1 + max(int(part.max(initial=-1)) for part in parts)
         found = [
             of(_count_cells(list(true), list(one), classes), counts, classes) for one in predicted
         ]

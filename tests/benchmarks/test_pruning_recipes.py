@@ -92,6 +92,15 @@ def test_bootstrap_of_classes_agrees_with_sklearn_on_drawn_sequences(metric, ran
             assert value == pytest.approx(oracle, rel=1e-9)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_a_sequence_without_any_known_residue_counts_for_nothing(metric, random_values):
+    true = [random_values.integers(0, 3, n) for n in (4, 0, 5)]
+    model = [random_values.integers(0, 3, n) for n in (4, 0, 5)]
+    (found,) = bootstrap("classes", metric, true, [model], resamples=20, seed=3)
+    (without,) = bootstrap("classes", metric, true[::2], [model[::2]], resamples=1, seed=3)
+    assert found.values[0] == without.values[0]
+
+
 def test_bootstrap_of_numbers_agrees_with_scipy_on_drawn_sequences(random_values):
     true = random_values.integers(0, 20, 40).astype(float)
     model = true + random_values.normal(0, 5, 40)
