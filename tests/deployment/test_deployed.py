@@ -131,8 +131,9 @@ def test_products_of_integers_are_the_simulated_scheme(name, subject, tmp_path, 
 
 
 @needs_vnni
-def test_as_deployed_by_default(subject, tmp_path):
-    """With bf16 between the integers, and the table of this small model at 8 bits."""
+def test_as_deployed_by_default(subject, tmp_path, monkeypatch):
+    """With bf16 between the integers, and the table at 8 bits as if it were not a small one."""
+    monkeypatch.setattr("frugalfm.deployment.lowering._FEW", 0)
     model, split = subject
     scheme = SCHEMES["smoothquant"](model, split.calibration)
     found = deploy_scheme(model, TOKENIZER, scheme, tmp_path / "out", split.evaluation)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from frugalfm.deployment.support import fit_options, plan_execution
+from frugalfm.deployment.support import choose_method, fit_options, plan_execution
 from frugalfm.errors import InputError
 from frugalfm.quantization import METHODS, Format, QuantizationPlan, Scheme
 
@@ -87,3 +87,17 @@ def test_what_is_left_open_is_filled_in(method, given, added):
 def test_every_method_can_be_fitted():
     for method in METHODS:
         QuantizationPlan(method, fit_options(method, {}))
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ({}, "smoothquant"),
+        ({"weights": None, "activations": 8}, "smoothquant"),
+        ({"weights": 7}, "smoothquant"),
+        ({"activations": 16}, "minmax"),
+        ({"weights": 16, "activations": 16}, "minmax"),
+    ],
+)
+def test_the_method_that_is_left_open(given, method):
+    assert choose_method(given) == method

@@ -7,6 +7,7 @@ the engine rounds to one grid a tensor; it fuses the two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from frugalfm.quantization.quantizers import Grid
 from frugalfm.quantization.scheme import Scheme
 from frugalfm.quantization.transforms import ChannelTransform
 
-__all__ = ["lower"]
+__all__ = ["centre_heads", "lower"]
 
 _PREFIX = "self.model."
-_SMALL = 0.01
+_SMALL, _FEW = 0.01, 1 << 17
 _ALL = slice(None)
 
 
@@ -60,6 +61,27 @@ def lower(graph: Any, model: nn.Module, scheme: Scheme, execution: Execution) ->
     return work.own_tables
 
 
+def centre_heads(
+    graph: Any, model: nn.Module, scheme: Scheme, means: Mapping[str, torch.Tensor]
+) -> None:
+    """Let linears read ``x - mean`` and add what that takes away; before :func:`lower`.
+
+    In exact arithmetic nothing changes. A head that started as a probe reads differences that are
+    a small part of its inputs, all that bf16 keeps of them being about three digits.
+
+    Parameters
+    ----------
+    graph, model, scheme
+        As of :func:`lower`.
+    means
+        By the name of a linear that is no site: what its inputs are near to.
+    """
+    work = _Lowering(graph, model, scheme, "float")
+    for name, mean in means.items():
+        work.centre(name, mean)
+    graph.validate_nodes_and_infer_types()
+
+
 class _Lowering:
     def __init__(self, graph: Any, model: nn.Module, scheme: Scheme, execution: Execution) -> None:
         self.model, self.scheme, self.execution = model, scheme, execution
@@ -88,11 +110,28 @@ class _Lowering:
             source = self._round_input(product.input_value(0), site)
             self._multiply(product, source, integers)
 
+    def centre(self, name: str, mean: torch.Tensor) -> None:
+        """Take the mean from a linear's input, and give it back behind the product."""
+        from openvino import opset13 as ops
+
+        linear = self.model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        constant = self._constants.get(self._names[id(linear.weight)])
+        mean = mean.half().float()  # as it may be stored
+        for product in [] if constant is None else _consumers(constant, "MatMul"):
+            source = product.input_value(0)
+            if not self._belongs(product, name) or source.get_partial_shape().rank.is_dynamic:
+                continue
+            rank = source.get_partial_shape().rank.get_length()
+            row = ops.constant(mean.numpy().reshape(*[1] * (rank - 1), -1))
+            _add_constant(product, linear.weight.detach().double() @ mean.double())
+            product.input(0).replace_source_output(ops.subtract(source, row).output(0))
+
     def store_tables(self) -> None:
         """Write tables of embeddings as integers; a decoder that shares one reads the same.
 
         One that the scheme leaves alone gets 8 bits a row if it is worth it: a vocabulary of byte
-        pairs is, one of residues is not.
+        pairs is, one of residues is not, nor any table of less than 512 kB.
         """
         grids = {place.module: place.name for place in self.scheme.places if place.kind == "table"}
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -108,7 +147,7 @@ class _Lowering:
             place = grids.get(name)
             found = read_weight(self.scheme, place, table.weight.detach()) if place else None
             if found is None:
-                if table.weight.numel() < _SMALL * parameters:
+                if table.weight.numel() < max(_FEW, _SMALL * parameters):
                     continue
                 found = quantize_table(table)
                 self.own_tables.append(name)
@@ -159,22 +198,27 @@ class _Lowering:
         transform = self.scheme.transforms.get(site)
         if transform is None or transform.shift is None:
             return
-        from openvino import opset13 as ops
-
         moved = linear.weight.detach().double() @ transform.shift.cpu().double()
-        value = moved.float().numpy()
-        readers = [target.get_node() for target in product.output(0).get_target_inputs()]
-        if len(readers) == 1 and readers[0].get_type_name() == "Add":
-            port = 1 - next(i for i in (0, 1) if readers[0].input_value(i).get_node() == product)
-            bias = readers[0].input_value(port).get_node()
-            if bias.get_type_name() == "Constant" and bias.get_data().size == value.size:
-                both = ops.constant(bias.get_data() + value.reshape(bias.get_data().shape))
-                readers[0].input(port).replace_source_output(both.output(0))
-                return
-        targets = list(product.output(0).get_target_inputs())
-        added = ops.add(product, ops.constant(value))
-        for target in targets:
-            target.replace_source_output(added.output(0))
+        _add_constant(product, moved)
+
+
+def _add_constant(product: Any, moved: torch.Tensor) -> None:
+    """Add to what a product gives, with its bias if it has one."""
+    from openvino import opset13 as ops
+
+    value = moved.float().numpy()
+    readers = [target.get_node() for target in product.output(0).get_target_inputs()]
+    if len(readers) == 1 and readers[0].get_type_name() == "Add":
+        port = 1 - next(i for i in (0, 1) if readers[0].input_value(i).get_node() == product)
+        bias = readers[0].input_value(port).get_node()
+        if bias.get_type_name() == "Constant" and bias.get_data().size == value.size:
+            both = ops.constant(bias.get_data() + value.reshape(bias.get_data().shape))
+            readers[0].input(port).replace_source_output(both.output(0))
+            return
+    targets = list(product.output(0).get_target_inputs())
+    added = ops.add(product, ops.constant(value))
+    for target in targets:
+        target.replace_source_output(added.output(0))
 
 
 def _consumers(node: Any, kind: str, port: int = 1) -> list[Any]:

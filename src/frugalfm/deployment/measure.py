@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from frugalfm.deployment.engine import Precision
+from frugalfm.deployment.lowering import centre_heads
 from frugalfm.deployment.runtime import DeployedEncoder, load_deployed
 from frugalfm.deployment.support import plan_execution
+from frugalfm.deployment.tracing import trace
 from frugalfm.deployment.writing import deploy
 from frugalfm.progress import progress
 from frugalfm.quantization.scheme import Scheme
 from frugalfm.quantization.simulate import Simulation, simulate
+from frugalfm.quantization.task_evaluation import score_task
+from frugalfm.tasks.folder import Task
+from frugalfm.tasks.kinds import is_map
+from frugalfm.tokens.codec import Codec
 from frugalfm.training.data import Batch
+from frugalfm.training.predicting import DeployedPredictor, Predictor
 
-__all__ = ["Fidelity", "deploy_scheme", "measure_fidelity"]
+__all__ = ["Fidelity", "deploy_scheme", "measure_fidelity", "measure_task"]
 
 _REPORTED = ("execution", "precision", "bytes", "bytes_fp32", "tables_at_8_bits")
 
@@ -37,7 +45,7 @@ class Fidelity:
         of the deployed model to the simulated scheme, and to fp32; and of the simulated scheme to
         fp32.
     agreement_with_scheme, agreement_with_fp32
-        Fraction of largest logits at the same place; None where there is one logit.
+        Fraction of largest logits at the same place; None where there is one logit, and of maps.
     """
 
     error_to_scheme: float
@@ -65,7 +73,8 @@ def deploy_scheme(
     model, tokenizer, scheme, folder, precision, task, graph
         As of :func:`~frugalfm.deployment.writing.deploy`.
     batches
-        To measure on; not used if empty.
+        To measure on; not used if empty. In bf16, a task's head reads its inputs less their means
+        here (:func:`~frugalfm.deployment.lowering.centre_heads`).
 
     Returns
     -------
@@ -74,6 +83,9 @@ def deploy_scheme(
         ``tables_at_8_bits``, ``kernels`` (products by precision), and of :class:`Fidelity`.
     """
     plan_execution(scheme)
+    if scheme is not None and task is not None and precision == "bf16" and batches:
+        graph = trace(model) if graph is None else graph
+        centre_heads(graph, model, scheme, _find_means(model, scheme, batches))
     card = deploy(model, tokenizer, scheme, folder, precision=precision, task=task, graph=graph)
     engine = load_deployed(folder, outputs=("logits",))
     found = {
@@ -101,6 +113,7 @@ def measure_fidelity(
     batches
         At least one.
     """
+    maps = is_map((engine.task or {}).get("kind"))
     tally = _Tally()
     with contextlib.nullcontext() if scheme is None else simulate(model, scheme) as simulation:
         for batch in progress(batches, desc="compare", unit="batch"):
@@ -108,8 +121,76 @@ def measure_fidelity(
             exact, simulated = _run_twice(model, simulation, inputs)
             arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
             deployed = torch.from_numpy(engine.run(**arrays)["logits"])
-            tally.add([_select(x, batch) for x in (deployed, simulated, exact)])
+            tally.add([_select(x, batch, maps) for x in (deployed, simulated, exact)])
     return tally.finish()
+
+
+@torch.no_grad()
+def _find_means(model: nn.Module, scheme: Scheme, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Mean inputs of the linears that are no sites, which are those of a task's head."""
+    sums: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
+
+    def keep(name: str, values: Tensor) -> None:
+        rows = values.detach().flatten(0, -2)
+        sums[name] = sums.get(name, torch.zeros(rows.shape[1])) + rows.sum(0)
+        counts[name] += len(rows)
+
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and name not in scheme.sites:
+                hook = module.register_forward_pre_hook(
+                    lambda _, given, name=name: keep(name, given[0])
+                )
+                stack.callback(hook.remove)
+        for batch in batches:
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def measure_task(
+    engine: DeployedEncoder,
+    task: Task,
+    codec: Codec,
+    *,
+    max_tokens: int | None = None,
+    batch_tokens: int = 8192,
+) -> dict[str, dict[str, Any]]:
+    """Score a deployed model on its task; the rows and metrics are those of the simulation.
+
+    Parameters
+    ----------
+    engine
+        With the output ``logits``.
+    task, codec, max_tokens, batch_tokens
+        As of :func:`~frugalfm.quantization.task_evaluation.compare_task`.
+
+    Returns
+    -------
+    dict
+        By split (``dev``, ``test``) and metric: ``value``, ``low`` and ``high``.
+    """
+    model = _Stand(DeployedPredictor(engine))
+    return score_task(model, task, codec, max_tokens=max_tokens, batch_tokens=batch_tokens)
+
+
+@dataclass
+class _Output:
+    logits: Tensor
+
+
+class _Stand(nn.Module):
+    """Whatever predicts, in the place of a torch model on the CPU."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self._predictor = predictor
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> _Output:
+        """Compute logits, as the models do that it stands for."""
+        logits = self._predictor.logits(input_ids.numpy(), attention_mask.numpy())
+        return _Output(torch.from_numpy(logits))
 
 
 def _run_twice(
@@ -125,11 +206,13 @@ def _run_twice(
     return exact, model(**inputs).logits
 
 
-def _select(logits: Tensor, batch: Batch) -> Tensor:
-    """Logits of real tokens where there is one a token; maps and sequences as they are."""
-    tokens = batch.attention_mask.shape
-    if logits.ndim == 3 and logits.shape[:2] == tokens and logits.shape[2] != tokens[1]:
-        return logits[batch.attention_mask.bool()].double()
+def _select(logits: Tensor, batch: Batch, maps: bool) -> Tensor:
+    """Logits of real tokens, or of pairs of them, where there are such; sequences' as they are."""
+    real = batch.attention_mask.bool()
+    if maps:
+        return logits[real[:, :, None] & real[:, None, :]][:, None].double()
+    if logits.ndim == 3 and logits.shape[:2] == real.shape:
+        return logits[real].double()
     return logits.flatten(1).double() if logits.ndim > 1 else logits[:, None].double()
 
 

@@ -199,10 +199,13 @@ def load_deployed(
         config = json.loads((folder / "config.json").read_text())
         core = openvino.Core()
         graph = core.read_model(folder / GRAPH)
-        for output in list(graph.outputs):
-            if not output.get_names() & set(wanted):
-                graph.remove_result(output.get_node())
         precision = precision or card["precision"]
+        # In bf16 the engine keeps sums and LayerNorms in fp32 where they lead to an output without
+        # a product between, so that a task's head reads exact states only if they are one.
+        kept = set(wanted) | (set(OUTPUTS) if card["task"] and precision == "bf16" else set())
+        for output in list(graph.outputs):
+            if not output.get_names() & kept:
+                graph.remove_result(output.get_node())
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # 0: otherwise inputs of unpacked weights are rounded without a word. OpenVINO 2026.4

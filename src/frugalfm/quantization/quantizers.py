@@ -122,7 +122,7 @@ class Format:
         if values.shape[-1] % self.group_size:
             raise InputError(
                 f"{values.shape[-1]} inputs do not divide into groups of {self.group_size}; "
-                "use another group size, or one grid a channel"
+                "give another --group-size, or --weight-granularity channel"
             )
         return values.reshape(*values.shape[:-1], -1, self.group_size)
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from frugalfm.artifacts import read_manifest
-from frugalfm.encoders.checkpoints import check_checkpoint, load_encoder
+from frugalfm.encoders.checkpoints import check_checkpoint, classifies, load_encoder, read_kind
 from frugalfm.encoders.heads import load_head
 from frugalfm.encoders.pieces import DnaBert2ForTokenClassification
 from frugalfm.errors import InputError
@@ -22,7 +22,7 @@ from frugalfm.training.adapters import merge_adapter
 from frugalfm.training.predicting import TaskHead
 from frugalfm.training.tuned import load_tuned
 
-__all__ = ["Subject", "check_subject", "is_tuned", "load_subject"]
+__all__ = ["Subject", "check_subject", "load_subject"]
 
 _PROBLEMS: dict[str, Kind] = {
     "single_label_classification": "classification",
@@ -64,7 +64,7 @@ def check_subject(folder: Path) -> TaskHead | None:
     InputError
         No checkpoint, and no tuned model; or a head for several numbers.
     """
-    if is_tuned(folder):
+    if read_kind(folder) == "tuned":
         return TaskHead.from_summary(read_manifest(folder, "tuned")["summary"])
     check_checkpoint(folder)
     return _find_head(folder)
@@ -91,7 +91,7 @@ def load_subject(
         No such model, a damaged one, or an adapter whose checkpoint is gone.
     """
     head = check_subject(folder)
-    if is_tuned(folder):
+    if read_kind(folder) == "tuned":
         model, tokenizer = load_tuned(folder, base=base, device=device)
         if hasattr(model, "peft_config"):
             model = merge_adapter(model)
@@ -112,38 +112,28 @@ def load_subject(
     return Subject(model, tokenizer, codec, head)
 
 
-def is_tuned(folder: Path) -> bool:
-    """Whether ``frugalfm tune`` made it, whole or damaged since."""
-    path = Path(folder) / "manifest.json"
-    try:
-        return bool(json.loads(path.read_text())["kind"] == "tuned")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _find_head(folder: Path) -> TaskHead | None:
     """Read from the config of a Hugging Face folder what its head predicts."""
     try:
         config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
     except ValueError as error:
         raise InputError(f"{folder}: config.json is damaged ({error})") from None
+    if not classifies(folder):
+        return None
     # transformers writes no names where there are two classes without any; keys are strings.
     names: dict[str, str] = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     classes = tuple(names[key] for key in sorted(names, key=int))
-    for name in config.get("architectures") or ():
-        if "TokenClassification" in name:
-            return TaskHead("token", classes)
-        if "SequenceClassification" in name:
-            # What transformers takes it for where nothing is said.
-            alone: Kind = "regression" if len(classes) == 1 else "classification"
-            kind = _PROBLEMS.get(config.get("problem_type") or "", alone)
-            if kind == "regression" and len(classes) > 1:
-                raise InputError(
-                    f"{folder}: predicts {len(classes)} numbers of each sequence; heads for one "
-                    "number are supported"
-                )
-            return TaskHead(kind, () if kind == "regression" else classes)
-    return None
+    if any("TokenClassification" in name for name in config["architectures"]):
+        return TaskHead("token", classes)
+    # What transformers takes it for where nothing is said.
+    alone: Kind = "regression" if len(classes) == 1 else "classification"
+    kind = _PROBLEMS.get(config.get("problem_type") or "", alone)
+    if kind == "regression" and len(classes) > 1:
+        raise InputError(
+            f"{folder}: predicts {len(classes)} numbers of each sequence; heads for one number "
+            "are supported"
+        )
+    return TaskHead(kind, () if kind == "regression" else classes)
 
 
 def _labels_residues(model: nn.Module, codec: Codec) -> bool:

@@ -34,6 +34,7 @@ __all__ = [
     "compare_decisions",
     "compare_task",
     "encode_unlabelled",
+    "score_task",
     "task_batches",
 ]
 
@@ -158,32 +159,45 @@ def compare_task(
     InputError
         The scheme belongs to another model, or activations or outputs are not finite.
     """
-    data = {
-        "dev": TuningData.encode(task.dev, task.kind, codec, max_tokens),
-        "test": TuningData.encode(task.test, task.kind, codec, max_tokens),
-    }
+    data = _encode(task, codec, max_tokens)
     if is_map(task.kind):
         return _compare_maps(model, scheme, task, data, batch_tokens, resamples, seed)
     plain, rounded, saturation = _run_both(model, scheme, data, batch_tokens)
-
-    def score(outputs: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        splits: dict[str, Split] = {"dev": task.dev, "test": task.test}
-        return {
-            name: to_json(
-                score_split(task, split, decide(task.kind, outputs[name]), resamples=resamples,
-                            seed=seed)
-            )
-            for name, split in splits.items()
-        }  # fmt: skip
-
     return TaskComparison(
         **_judge(scheme, task.kind, len(task.test), plain["test"], rounded["test"]),
         saturation=saturation,
         task=task.folder.resolve().name,
         metric=_name_metric(task.kind),
-        plain=score(plain),
-        quantized=score(rounded),
+        plain=_score(task, plain, resamples, seed),
+        quantized=_score(task, rounded, resamples, seed),
     )
+
+
+def score_task(
+    model: nn.Module,
+    task: Task,
+    codec: Codec,
+    *,
+    max_tokens: int | None = None,
+    batch_tokens: int = 8192,
+    resamples: int = 1000,
+    seed: int = 42,
+) -> dict[str, dict[str, Any]]:
+    """Score one model, as :func:`compare_task` scores both; by split and metric.
+
+    Parameters
+    ----------
+    model
+        Anything that gives ``logits`` for ``input_ids`` and ``attention_mask``, on the device of
+        its parameters.
+    task, codec, max_tokens, batch_tokens, resamples, seed
+        As of :func:`compare_task`.
+    """
+    data = _encode(task, codec, max_tokens)
+    if is_map(task.kind):
+        return _score_maps(model, task, data, batch_tokens, resamples, seed)
+    outputs = {name: run_model(model, part, batch_tokens, "fp32") for name, part in data.items()}
+    return _score(task, outputs, resamples, seed)
 
 
 def compare_decisions(
@@ -296,6 +310,47 @@ def _judge(
     }
 
 
+def _encode(task: Task, codec: Codec, max_tokens: int | None) -> dict[str, TuningData]:
+    splits = {"dev": task.dev, "test": task.test}
+    return {
+        name: TuningData.encode(split, task.kind, codec, max_tokens)
+        for name, split in splits.items()
+    }
+
+
+def _score(
+    task: Task, outputs: dict[str, np.ndarray], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    splits: dict[str, Split] = {"dev": task.dev, "test": task.test}
+    found: dict[str, dict[str, Any]] = {}
+    for name, split in splits.items():
+        predicted = decide(task.kind, outputs[name])
+        found[name] = to_json(score_split(task, split, predicted, resamples=resamples, seed=seed))
+    return found
+
+
+def _score_maps(
+    model: nn.Module,
+    task: Task,
+    data: dict[str, TuningData],
+    batch_tokens: int,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    found = evaluate_tuned_maps(
+        model,
+        task,
+        data["dev"],
+        data["test"],
+        batch_tokens=batch_tokens,
+        precision="fp32",
+        how={},
+        resamples=resamples,
+        seed=seed,
+    )
+    return {name: found.metrics[name] for name in ("dev", "test")}
+
+
 def _compare_maps(
     model: nn.Module,
     scheme: Scheme,
@@ -306,25 +361,11 @@ def _compare_maps(
     seed: int,
 ) -> TaskComparison:
     """Compare predictions of pairs of positions, which are too large to hold."""
-
-    def score() -> dict[str, dict[str, Any]]:
-        found = evaluate_tuned_maps(
-            model,
-            task,
-            data["dev"],
-            data["test"],
-            batch_tokens=batch_tokens,
-            precision="fp32",
-            how={},
-            resamples=resamples,
-            seed=seed,
-        )
-        return {name: found.metrics[name] for name in ("dev", "test")}
-
-    plain = score()
+    rest = (task, data, batch_tokens, resamples, seed)
+    plain = _score_maps(model, *rest)
     counter = ClipCounter(scheme, next(model.parameters()).device)
     with torch.no_grad(), simulate(model, scheme) as simulation, counter.watch(simulation):
-        quantized = score()
+        quantized = _score_maps(model, *rest)
     return TaskComparison(
         label=scheme.label,
         meaning=scheme.meaning,

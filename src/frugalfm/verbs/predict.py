@@ -202,8 +202,9 @@ def open_runner(
     from transformers import AutoTokenizer
 
     from frugalfm.deployment.runtime import is_deployed, load_deployed
+    from frugalfm.encoders.checkpoints import read_kind
     from frugalfm.encoders.devices import limit_batch
-    from frugalfm.quantization.subjects import is_tuned, load_subject
+    from frugalfm.quantization.subjects import load_subject
     from frugalfm.tokens.codec import Codec
     from frugalfm.training.predicting import (
         DeployedPredictor,
@@ -221,7 +222,7 @@ def open_runner(
             checkpoint, trust_remote_code=False, local_files_only=True
         )
     else:
-        if is_tuned(checkpoint):
+        if read_kind(checkpoint) == "tuned":
             model, tokenizer = load_tuned(checkpoint, base=base, device=place)
         else:
             found = load_subject(checkpoint, device=place)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from frugalfm.quantization.running import Quantized
     from frugalfm.quantization.sites import Site
     from frugalfm.quantization.subjects import Subject
+    from frugalfm.tasks.folder import Task
 
 __all__ = ["quantize"]
 
@@ -30,7 +31,8 @@ def quantize(
     activations: int | None = None,
     method: Literal[
         "minmax", "smoothquant", "outlier-suppression", "omniquant", "rtn", "gptq", "nf4"
-    ] = "minmax",
+    ]
+    | None = None,
     sites: Literal["linears", "attention", "all"] = "linears",
     tables: bool = False,
     weight_granularity: Literal["tensor", "channel", "group"] | None = None,
@@ -87,7 +89,8 @@ def quantize(
     method
         minmax: ranges alone, as the paper of GERM calls traditional. smoothquant,
         outlier-suppression, omniquant: as published, but for what each module says. rtn, gptq, nf4:
-        weights alone.
+        weights alone. By default minmax; with --deploy smoothquant, which is as fast and loses
+        less, if weights and activations both have fewer than 16 bits.
     sites
         linears: what int8 engines run. attention: also queries, keys, probabilities and values.
         all: also embeddings, LayerNorms' outputs, residual sums, the input of a decoder that
@@ -101,8 +104,8 @@ def quantize(
         One fixed scale for a site, or one for each token or sequence, found as it passes. By
         default tensor with minmax, outlier-suppression and --deploy (the fastest), else token.
     group_size
-        Inputs that share a scale, 32, 64 or 128; by default 128, with nf4 64. They have to divide
-        each weight's inputs.
+        Inputs that share a scale; they have to divide each weight's inputs. By default the largest
+        of 128 (with nf4 64), 64 and 32 that does; if none does, each channel has one scale.
     symmetric_activations
         Leave out zero points of activations, too; weights have none.
     weight_observer
@@ -158,11 +161,14 @@ def quantize(
         alphabet than the model's; weights or activations that are not finite.
     """
     from frugalfm.artifacts import open_stage
-    from frugalfm.deployment.support import check_options, fit_options
+    from frugalfm.deployment.describing import describe_deployed
+    from frugalfm.deployment.support import check_options, choose_method, fit_options
     from frugalfm.deployment.tracing import trace
     from frugalfm.encoders.devices import choose_device
+    from frugalfm.quantization.describing import summarise
     from frugalfm.quantization.methods import METHODS
     from frugalfm.quantization.plan import QuantizationPlan
+    from frugalfm.quantization.running import read_own_task
     from frugalfm.quantization.subjects import check_subject, load_subject
 
     options: dict[str, Any] = {
@@ -179,10 +185,11 @@ def quantize(
         "alpha": alpha,
         "epochs": epochs,
     }
-    if deploy and method in METHODS:
-        options = fit_options(method, options)
+    chosen = method or (choose_method(options) if deploy else "minmax")
+    if deploy and chosen in METHODS:
+        options = fit_options(chosen, options)
     plan = QuantizationPlan(
-        method=method,
+        method=chosen,
         options=options,
         sites=sites,
         tables=tables,
@@ -201,21 +208,25 @@ def quantize(
     config = plan.identity() | ({"deploy": precision} if deploy else {})
     with open_stage(out, "quantization", config, given, overwrite=overwrite) as stage:
         if stage.done:
-            print(f"{out}: already quantized; {_summarise(stage.summary)}")
+            print(f"{out}: already quantized; {summarise(stage.summary)}")
             _repeat(stage.out)
             return stage.out
         subject = load_subject(checkpoint, base=base, device="cpu" if deploy else where)
         # What the engine cannot convert is to fail here, not after the long work.
         graph = trace(subject.model) if deploy else None
-        result = _work(subject, plan, data, task, where)
-        deployed = _deploy(subject, graph, result, stage.work, precision) if deploy else None
+        labelled = None if task is None else read_own_task(task, subject)
+        result = _work(subject, plan, data, labelled, where)
+        deployed = None
+        if deploy:
+            deployed = _deploy(subject, graph, result, stage.work, precision)
+            deployed |= _score(subject, plan, result, stage.work, labelled)
         content = _write(result, stage.work, deployed)
         del content["quantized"], content["not_quantized"]
         worst = max([0.0, *content.pop("saturation").values()])
         stage.commit(content | {"max_saturation": worst})
     _show(result)
     if deployed:
-        print(_describe_deployed(deployed))
+        print(*describe_deployed(deployed), sep="\n")
     print(f"{out}: written")
     return stage.out
 
@@ -241,19 +252,18 @@ def _work(
     subject: Subject,
     plan: QuantizationPlan,
     data: Path | None,
-    task: Path | None,
+    task: Task | None,
     device: torch.device,
 ) -> Quantized:
     import copy
     from dataclasses import replace
 
-    from frugalfm.quantization.running import quantize_subject, read_own_task
+    from frugalfm.quantization.running import quantize_subject
 
-    labelled = None if task is None else read_own_task(task, subject)
     if next(subject.model.parameters()).device.type != device.type:
         # A copy: the engine's graph reads the weights where they are.
         subject = replace(subject, model=copy.deepcopy(subject.model).to(device))
-    return quantize_subject(subject, plan, data=data, task=labelled)
+    return quantize_subject(subject, plan, data=data, task=task)
 
 
 def _deploy(
@@ -279,6 +289,25 @@ def _deploy(
     )
 
 
+def _score(
+    subject: Subject, plan: QuantizationPlan, result: Quantized, folder: Path, task: Task | None
+) -> dict[str, Any]:
+    """Score what was deployed on the task, as the simulation was."""
+    from frugalfm.deployment.measure import measure_task
+    from frugalfm.deployment.runtime import load_deployed
+    from frugalfm.quantization.task_evaluation import TaskComparison
+
+    if task is None or not isinstance(result.found, TaskComparison) or subject.head is None:
+        return {}
+    engine = load_deployed(folder, outputs=("logits",))
+    longest, most = subject.head.max_tokens, plan.batch_tokens
+    found = measure_task(engine, task, subject.codec, max_tokens=longest, batch_tokens=most)
+    metric, numbers = result.found.metric, result.found.to_dict()
+    own = {"metric": metric, "value": found["test"][metric]["value"]}
+    beside = {"fp32": numbers["value"], "simulated": numbers["quantized_value"]}
+    return {"task": own | beside | found}
+
+
 def _write(result: Quantized, folder: Path, deployed: dict[str, Any] | None) -> dict[str, Any]:
     from frugalfm.artifacts import write_json
     from frugalfm.quantization import save_scheme
@@ -293,6 +322,7 @@ def _write(result: Quantized, folder: Path, deployed: dict[str, Any] | None) -> 
 
 
 def _show(result: Quantized) -> None:
+    from frugalfm.quantization.describing import summarise
     from frugalfm.quantization.sites import abbreviate
 
     scheme, found = result.scheme, result.found
@@ -314,7 +344,7 @@ def _show(result: Quantized) -> None:
         print(f"  {reason}:")
         for name in abbreviate(names):
             print(f"    {name}")
-    print(_summarise(found.to_dict() | {"measured": result.measured}))
+    print(summarise(found.to_dict() | {"measured": result.measured}))
     _warn(found.saturating)
 
 
@@ -322,12 +352,13 @@ def _repeat(folder: Path) -> None:
     """Say again of a finished artifact what its summary line does not."""
     import json
 
+    from frugalfm.deployment.describing import describe_deployed
     from frugalfm.quantization.evaluation import find_saturating
 
     content = json.loads((folder / "quantization.json").read_text())
     _warn(find_saturating(content["saturation"]))
     if "deployed" in content:
-        print(_describe_deployed(content["deployed"]))
+        print(*describe_deployed(content["deployed"]), sep="\n")
 
 
 def _warn(saturating: dict[str, float]) -> None:
@@ -339,57 +370,8 @@ def _warn(saturating: dict[str, float]) -> None:
         )
 
 
-def _describe_deployed(found: dict[str, Any]) -> str:
-    kernels = ", ".join(f"{count} in {kind}" for kind, count in sorted(found["kernels"].items()))
-    said = (
-        f"deployed ({found['execution']}, {found['precision']}): {found['bytes'] / 1e6:,.1f} MB, "
-        f"{found['smaller']:.2f} times smaller than fp32; products: {kernels}; relative output "
-        f"error {found['error_to_scheme']:.4f} to the simulated scheme, "
-        f"{found['error_to_fp32']:.4f} to fp32"
-    )
-    if found["agreement_with_fp32"] is not None:
-        said += f", same choice as fp32 {found['agreement_with_fp32']:.1%}"
-    if found["tables_at_8_bits"]:
-        said += f"; at 8 bits a row, too: {', '.join(found['tables_at_8_bits'])}"
-    return said
-
-
 def _name_site(site: Site) -> str:
     """Name a site; where its input has a name of its own, with that."""
     return (
         f"{site.name} (reads the {site.reads})" if site.reads not in {"", "states"} else site.name
     )
-
-
-def _summarise(found: dict[str, Any]) -> str:
-    what = f"{found['label']} ({found['meaning']}): "
-    measured = found.get("measured", "masked loss")
-    if measured == "masked loss":
-        return what + _summarise_loss(found)
-    if measured == "task":
-        metric, change = found["metric"], found["drop"]
-        value, quantized = (_format(found[key]) for key in ("value", "quantized_value"))
-        drop = "n/a" if change is None else f"{-change:+.4f}"
-        what += f"test {metric} of {found['task']} {value} -> {quantized} ({drop}); "
-    what += f"{found['sequences']:,} sequences, {found['items']:,} items"
-    if found["agreement"] is not None:
-        what += f", same decision {found['agreement']:.1%}"
-    if found["output_error"] is not None:
-        what += f", relative output error {found['output_error']:.4f}"
-    return what
-
-
-def _summarise_loss(found: dict[str, Any]) -> str:
-    error = found["increase_standard_error"]
-    spread = "" if error is None else f" ± {error:.4f}"
-    return (
-        f"masked loss {found['loss']:.4f} -> "
-        f"{found['quantized_loss']:.4f} nats ({found['increase']:+.4f}{spread}, "
-        f"{found['increase_percent']:+.2f} %) on {found['targets']:,} positions of "
-        f"{found['sequences']:,} sequences; same choice {found['agreement']:.1%}, "
-        f"relative output error {found['output_error']:.4f}"
-    )
-
-
-def _format(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"

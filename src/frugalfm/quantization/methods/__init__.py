@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 from torch import nn
 
 from frugalfm.errors import InputError
-from frugalfm.quantization.scheme import Scheme
+from frugalfm.quantization.scheme import FLOATING_POINT, Scheme
 from frugalfm.quantization.settings import Settings
+from frugalfm.quantization.sites import survey_sites
 from frugalfm.training.data import Batch
 
 __all__ = ["METHODS", "Method"]
+
+_GROUPS = (128, 64, 32)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Method:
         Its defaults of the options that methods share.
     without
         Those of them that it does not take.
+    group_size
+        Inputs that share a grid where weights have groups and nothing else is said, if that
+        divides the inputs of every linear; else the largest of 64 and 32 that does, and without
+        any of them one grid a channel.
     """
 
     module: str
@@ -43,6 +51,7 @@ class Method:
     summary: str
     settings: Settings = field(default_factory=Settings)
     without: tuple[str, ...] = ()
+    group_size: int = 128
 
     def __call__(self, model: nn.Module, batches: Sequence[Batch] = (), **options: Any) -> Scheme:
         """Find a scheme.
@@ -64,7 +73,7 @@ class Method:
             An unknown architecture, an option out of range, no batches where they are needed,
             weights or activations that are not finite.
         """
-        settings = self.settle(options)
+        settings = _fit_groups(model, self.settle(options), self.group_size)
         found: Scheme = self._load()(model, batches, settings, **self._own(options))
         if settings.rounding == "nearest":
             return found
@@ -152,6 +161,20 @@ METHODS: dict[str, Method] = {
         "weights at 16 quantiles of a normal distribution",
         Settings(weights=4, activations=16, weight_granularity="group"),
         without=("symmetric_weights", "weight_observer"),
+        group_size=64,
     ),
 }
 """By the name that ``--method`` takes."""
+
+
+def _fit_groups(model: nn.Module, settings: Settings, largest: int) -> Settings:
+    """Choose the size of groups where that is left open; see :attr:`Method.group_size`."""
+    grouped = settings.weight_granularity == "group" and settings.weights != FLOATING_POINT
+    if not grouped or settings.group_size is not None:
+        return settings
+    sites = survey_sites(model).linears
+    common = math.gcd(*(model.get_parameter(f"{s.name}.weight").shape[1] for s in sites))
+    for size in _GROUPS:
+        if size <= largest and common % size == 0:
+            return replace(settings, group_size=size)
+    return replace(settings, weight_granularity="channel")
