@@ -87,6 +87,6 @@ def test_faults_are_named():
     with pytest.raises(InputError, match="4 bits, not 8"):
         METHODS["nf4"](model, (), weights=8)
     with pytest.raises(InputError, match="query: 32 inputs do not divide into groups of 64"):
-        METHODS["nf4"](model, ())
+        METHODS["nf4"](model, (), group_size=64)
     with pytest.raises(InputError, match="at least one"):
         METHODS["nf4"](model, (), group_size=16, activations=8, activation_granularity="tensor")
