@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from frugalfm.artifacts import read_manifest
-from frugalfm.encoders.checkpoints import check_checkpoint, classifies, load_encoder, read_kind
-from frugalfm.encoders.heads import load_head
+from frugalfm.encoders.checkpoints import check_checkpoint, classifies, read_kind
 from frugalfm.encoders.pieces import DnaBert2ForTokenClassification
 from frugalfm.errors import InputError
 from frugalfm.tasks.kinds import Kind
 from frugalfm.tokens.codec import Codec
-from frugalfm.training.adapters import merge_adapter
 from frugalfm.training.predicting import TaskHead
-from frugalfm.training.tuned import load_tuned
+from frugalfm.training.trunks import load_any
 
 __all__ = ["Subject", "check_subject", "load_subject"]
 
@@ -75,15 +73,7 @@ def load_subject(
 ) -> Subject:
     """Load a checkpoint of any kind to quantize it.
 
-    Parameters
-    ----------
-    folder
-        A masked-language checkpoint, what ``frugalfm tune`` made (whole, merged, or an adapter,
-        which is merged in memory), or a Hugging Face folder of a model with a head.
-    base
-        Of an adapter: the checkpoint that it adapts, if that has moved.
-    device
-        Where the model goes.
+    Parameters are those of :func:`~frugalfm.training.trunks.load_any`.
 
     Raises
     ------
@@ -91,20 +81,10 @@ def load_subject(
         No such model, a damaged one, or an adapter whose checkpoint is gone.
     """
     head = check_subject(folder)
-    if read_kind(folder) == "tuned":
-        model, tokenizer = load_tuned(folder, base=base, device=device)
-        if hasattr(model, "peft_config"):
-            model = merge_adapter(model)
-        return Subject(model.eval(), tokenizer, Codec.from_tokenizer(tokenizer), head)
-    if head is None:
-        model, tokenizer = load_encoder(folder, device=device)
-    else:
-        model = load_head(folder).to(device)  # type: ignore[arg-type]
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+    model, tokenizer = load_any(folder, base=base, device=device)
     codec = Codec.from_tokenizer(tokenizer)
-    if head is not None and head.kind == "token" and not _labels_residues(model, codec):
+    foreign = head is not None and head.kind == "token" and read_kind(folder) != "tuned"
+    if foreign and not _labels_residues(model, codec):
         raise InputError(
             f"{folder}: labels tokens that hold several residues each, so that no residue has a "
             "label of its own; `frugalfm tune` makes a model that labels residues"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalfm.artifacts import read_manifest
@@ -18,7 +19,7 @@ from frugalfm.encoders.checkpoints import (
 from frugalfm.encoders.heads import load_head
 from frugalfm.training.pairs import PairModel
 
-__all__ = ["check_trunk", "load_trunk"]
+__all__ = ["check_trunk", "load_any", "load_trunk"]
 
 
 def check_trunk(folder: Path) -> None:
@@ -42,6 +43,27 @@ def load_trunk(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the encoder of a checkpoint of any kind.
 
+    Parameters and errors are those of :func:`load_any`.
+
+    Returns
+    -------
+    tuple
+        A model whose trunk is the encoder's, with some head, in fp32 and evaluation mode; and its
+        tokenizer.
+    """
+    check_trunk(folder)
+    model, tokenizer = load_any(folder, base=base, device=device)
+    if isinstance(model, PairModel):
+        model = model.encoder
+    assert isinstance(model, PreTrainedModel)
+    return model, tokenizer
+
+
+def load_any(
+    folder: Path, *, base: Path | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Load a checkpoint of any kind with the head that it has.
+
     Parameters
     ----------
     folder
@@ -55,36 +77,23 @@ def load_trunk(
     Returns
     -------
     tuple
-        A model whose trunk is the encoder's, with some head, in fp32 and evaluation mode; and its
-        tokenizer.
+        The model, in fp32 and evaluation mode, and its tokenizer.
 
     Raises
     ------
     InputError
         No such model, a damaged one, or an adapter whose checkpoint is gone.
     """
-    check_trunk(folder)
     if read_kind(folder) == "tuned":
-        return _load_tuned(folder, base, device)
+        from frugalfm.training.adapters import merge_adapter
+        from frugalfm.training.tuned import load_tuned  # much that an encoder alone does not need
+
+        model, tokenizer = load_tuned(folder, base=base, device=device)
+        if hasattr(model, "peft_config"):
+            model = merge_adapter(model)
+        return model.eval(), tokenizer
     if not classifies(folder):
         return load_encoder(folder, device=device)
-    model = load_head(folder)
-    model.to(device)
-    return model, AutoTokenizer.from_pretrained(
+    return load_head(folder).to(device), AutoTokenizer.from_pretrained(  # type: ignore[arg-type]
         folder, trust_remote_code=False, local_files_only=True
     )
-
-
-def _load_tuned(
-    folder: Path, base: Path | None, device: torch.device | str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from frugalfm.training.adapters import merge_adapter
-    from frugalfm.training.tuned import load_tuned  # much that an encoder alone does not need
-
-    model, tokenizer = load_tuned(folder, base=base, device=device)
-    if hasattr(model, "peft_config"):
-        model = merge_adapter(model)
-    if isinstance(model, PairModel):
-        model = model.encoder
-    assert isinstance(model, PreTrainedModel)
-    return model.eval(), tokenizer
