@@ -6,14 +6,14 @@ of test sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
 
 from frugalfm.tasks.intervals import Interval, Sample, compare, summarise
 
-__all__ = ["Interval", "Sample", "bootstrap", "compare", "summarise"]
+__all__ = ["Interval", "Sample", "bootstrap", "compare", "stack", "summarise"]
 
 
 def bootstrap(
@@ -66,6 +66,14 @@ def bootstrap(
             of(_count_cells(list(true), list(one), classes), counts, classes) for one in predicted
         ]
     return [Sample(values[:1], values[None, 1:]) for values in found]
+
+
+def stack(samples: Sequence[Sample]) -> Sample:
+    """Gather the seeds of one arm."""
+    return Sample(
+        np.concatenate([one.values for one in samples]),
+        np.concatenate([one.drawn for one in samples]),
+    )
 
 
 def _draw_counts(n: int, resamples: int, seed: int, members: np.ndarray | None) -> np.ndarray:

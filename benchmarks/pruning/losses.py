@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmarks.pruning.intervals import Sample, bootstrap, compare, summarise
+from benchmarks.pruning.intervals import Sample, bootstrap, compare, stack, summarise
 from benchmarks.pruning.recipe import Arm, Recipe
 
 from frugalfm.artifacts import open_stage
@@ -107,7 +107,7 @@ def collect_losses(recipe: Recipe, folder: Path, seeds: Sequence[int]) -> dict[s
     values, differences = [], []
     for mean, samples in found.items():
         left = iter(samples)
-        by_arm = {arm.name: _stack([next(left) for _ in own]) for arm, own in arms}
+        by_arm = {arm.name: stack([next(left) for _ in own]) for arm, own in arms}
         rival = by_arm[recipe.goal["against"]]
         for name, sample in by_arm.items():
             entry = {"mean": mean, "arm": name}
@@ -122,12 +122,4 @@ def _average(samples: Sequence[Sample]) -> Sample:
     return Sample(
         np.mean([one.values for one in samples], axis=0),
         np.mean([one.drawn for one in samples], axis=0),
-    )
-
-
-def _stack(samples: Sequence[Sample]) -> Sample:
-    """Gather seeds."""
-    return Sample(
-        np.concatenate([one.values for one in samples]),
-        np.concatenate([one.drawn for one in samples]),
     )

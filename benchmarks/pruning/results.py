@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from benchmarks.common import write_files
-from benchmarks.pruning.intervals import Interval, Sample, compare, summarise
+from benchmarks.pruning.intervals import Interval, Sample, compare, stack, summarise
 from benchmarks.pruning.losses import collect_losses
 from benchmarks.pruning.measuring import measure
 from benchmarks.pruning.recipe import Arm, Recipe
@@ -84,11 +84,7 @@ def _measure_all(recipe: Recipe, folder: Path, seeds: list[int], data: Path) -> 
             alphabet = recipe.settings["alphabet"]
             found = iter(measure(places, task.metric, data / task.folder, alphabet))
             for arm, own in arms:
-                parts = [next(found) for _ in own]
-                samples[task.name, way, arm.name] = Sample(
-                    np.concatenate([part.values for part in parts]),
-                    np.concatenate([part.drawn for part in parts]),
-                )
+                samples[task.name, way, arm.name] = stack([next(found) for _ in own])
     return samples
 
 

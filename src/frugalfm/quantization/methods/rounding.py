@@ -1,9 +1,7 @@
-"""Weights rounded to spare a linear's output, by GPTQ, and biases that make up for what is left.
+"""Weights rounded to spare a linear's output: GPTQ (Frantar et al. 2023, arXiv 2210.17323).
 
-Both hold for any scheme with static or dynamic inputs, transforms or none: what method found the
-grids does not matter.
-
-**GPTQ** (Frantar et al. 2023, arXiv 2210.17323). Columns are rounded one after the other, and what
+It holds for any scheme, with static or dynamic inputs, transforms or none: what method found the
+grids does not matter. Columns are rounded one after the other, and what
 each of them loses is made up for by the columns still in floating point, as far as the calibration
 inputs X allow. With ``H = 2 X X^T`` (damped) and U the upper Cholesky factor of its inverse (the
 paper's algorithm 1):
