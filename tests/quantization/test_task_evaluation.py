@@ -28,7 +28,7 @@ from frugalfm.quantization import (
     simulate,
 )
 from frugalfm.quantization.running import quantize_subject, read_own_task
-from frugalfm.quantization.subjects import check_subject
+from frugalfm.quantization.subjects import check_subject, read_tuning
 from frugalfm.quantization.task_evaluation import encode_unlabelled, task_batches
 from frugalfm.tasks import read_task
 from frugalfm.tasks.metrics import score_classes, score_numbers
@@ -37,6 +37,7 @@ from frugalfm.training.labelled import TuningData
 from frugalfm.training.predicting import TaskHead
 from frugalfm.training.tuned import make_tunable
 from frugalfm.training.tuning import TuningRecipe
+from frugalfm.verbs.quantize import quantize
 from frugalfm.verbs.tune import tune
 
 sys.path += [str(Path(__file__).parents[1] / name) for name in ("encoders", "training")]
@@ -206,6 +207,25 @@ def test_tuned_folders_whole_adapted_and_merged(method, merge, tmp_path):
             assert found["value"] == pytest.approx(metrics[split][name]["value"], nan_ok=True)
     assert result.measured == "task"
     assert result.found.output_error < 0.2
+
+
+def test_the_task_is_read_as_tune_was_told_to(tmp_path):
+    """One table with columns of other names, of which tune held rows out."""
+    save_encoder(*create_encoder("rna-fm-nano", seed=1), tmp_path / "model")
+    rows = (make_task(tmp_path / "task", sizes=(60, 2, 2)) / "train.csv").read_text().splitlines()
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["seq,class", *rows[1:]]) + "\n")
+    reading = {"sequence_column": "seq", "label_column": "class", "dev_share": 0.2}
+    options = reading | {"test_share": 0.2, "leaks": "drop"}
+    out = tune(tmp_path / "model", task=table, out=tmp_path / "t", method="full", **options, **FAST)
+    metrics = json.loads((out / "metrics.json").read_text())
+    task = read_own_task(table, load_subject(out), read_tuning(out))
+    assert (len(task.dev), len(task.test)) == (metrics["n"]["dev"], metrics["n"]["test"])
+    quantized = quantize(out, task=table, out=tmp_path / "q", calibration_batches=4)
+    plain = json.loads((quantized / "quantization.json").read_text())["plain"]
+    for name, found in plain["test"].items():
+        assert found["value"] == pytest.approx(metrics["test"][name]["value"], nan_ok=True)
+    assert read_tuning(tmp_path / "model") == {}
 
 
 def test_the_task_has_to_be_the_models_own(tmp_path):

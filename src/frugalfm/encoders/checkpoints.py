@@ -36,6 +36,7 @@ __all__ = [
     "describe_missing",
     "hint_at_hub",
     "load_encoder",
+    "load_tokenizer",
     "read_kind",
     "save_encoder",
 ]
@@ -143,6 +144,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local folder, running none of its code."""
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    return found
+
+
 def load_encoder(
     folder: Path, *, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -180,9 +189,7 @@ def load_encoder(
                 local_files_only=True,
                 dtype=torch.float32,
             )
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = load_tokenizer(folder)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     except Exception as error:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from frugalfm.encoders.checkpoints import load_tokenizer
 from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
 from frugalfm.encoders.layouts import translate_esmc, translate_rna_fm
 from frugalfm.encoders.weights import (
@@ -183,9 +184,7 @@ def _load_words(
         # transformers would make an empty one, without a word.
         raise InputError(f"{source}: holds no tokenizer; name its folder with --tokenizer")
     try:
-        found = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, local_files_only=True
-        )
+        found = load_tokenizer(source)
     except Exception as error:
         raise InputError(
             f"{source}: its tokenizer cannot be loaded ({error}); name one with --tokenizer"

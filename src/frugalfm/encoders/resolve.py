@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     EsmcConfig,
     EsmConfig,
     PreTrainedConfig,
@@ -21,7 +20,7 @@ from frugalfm.encoders.catalogue import (
     create_encoder,
     create_from_config,
 )
-from frugalfm.encoders.checkpoints import hint_at_hub, load_encoder
+from frugalfm.encoders.checkpoints import hint_at_hub, load_encoder, load_tokenizer
 from frugalfm.errors import InputError
 from frugalfm.tokens.vocabulary import (
     ESM_TOKENS,
@@ -123,9 +122,7 @@ def _create_from_folder(
         if config.model_type == "dnabert2":
             words = prepare_dna_tokenizer(path)
         else:
-            words = AutoTokenizer.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
+            words = load_tokenizer(path)
     except InputError:
         raise
     except Exception as error:

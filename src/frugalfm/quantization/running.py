@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from frugalfm.quantization.task_evaluation import (
 )
 from frugalfm.tasks.folder import Task, read_task
 from frugalfm.tasks.kinds import is_map
+from frugalfm.tasks.reading import Reading
 from frugalfm.training.data import Batch
 from frugalfm.training.labelled import TuningData
 from frugalfm.training.predicting import TaskHead
@@ -34,6 +35,7 @@ from frugalfm.training.predicting import TaskHead
 __all__ = ["Quantized", "quantize_subject", "read_own_task"]
 
 _SHOWN = 4
+_PLAIN: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,18 @@ class Quantized:
         }
 
 
-def read_own_task(folder: Path, subject: Subject) -> Task:
-    """Read the task that a model was tuned on.
+def read_own_task(folder: Path, subject: Subject, tuning: Mapping[str, Any] = _PLAIN) -> Task:
+    """Read the task that a model was tuned on, as it was read then.
+
+    Parameters
+    ----------
+    folder
+        The task.
+    subject
+        The model.
+    tuning
+        What it was tuned with (:func:`~frugalfm.quantization.subjects.read_tuning`): names of
+        columns, rows held out, what was done about leaks and sequences that are too long.
 
     Raises
     ------
@@ -92,7 +104,14 @@ def read_own_task(folder: Path, subject: Subject) -> Task:
             "or leave out --task"
         )
     codec = subject.codec
-    task = read_task(folder, codec.alphabet, kind=head.kind, max_residues=codec.max_residues)
+    task = read_task(
+        folder,
+        codec.alphabet,
+        kind=head.kind,
+        max_residues=codec.max_residues,
+        reading=Reading.from_config(tuning),
+        **{name: tuning[name] for name in ("leaks", "too_long") if name in tuning},
+    )
     if head.classes and task.classes != head.classes and not _are_placeholders(head.classes):
         raise InputError(
             f"{folder}: has the classes {', '.join(task.classes)}, the model was tuned for "

@@ -20,7 +20,7 @@ from frugalfm.tokens.codec import Codec
 from frugalfm.training.predicting import TaskHead
 from frugalfm.training.trunks import load_any
 
-__all__ = ["Subject", "check_subject", "load_subject"]
+__all__ = ["Subject", "check_subject", "load_subject", "read_tuning"]
 
 _PROBLEMS: dict[str, Kind] = {
     "single_label_classification": "classification",
@@ -66,6 +66,14 @@ def check_subject(folder: Path) -> TaskHead | None:
         return TaskHead.from_summary(read_manifest(folder, "tuned")["summary"])
     check_checkpoint(folder)
     return _find_head(folder)
+
+
+def read_tuning(folder: Path) -> dict[str, Any]:
+    """Give the configuration that a model was tuned with; empty where `frugalfm tune` did not."""
+    if read_kind(folder) != "tuned":
+        return {}
+    config: dict[str, Any] = read_manifest(folder, "tuned")["config"]
+    return config
 
 
 def load_subject(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,11 @@ class Reading:
     label_column: str | None = None
     dev_share: float | None = None
     test_share: float | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Reading:
+        """Read back what :meth:`identity` put into a manifest's configuration."""
+        return cls(**{field.name: config.get(field.name) for field in fields(cls)})
 
     def __post_init__(self) -> None:
         for name, share in self.shares.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalfm.artifacts import read_manifest
 from frugalfm.encoders.checkpoints import (
@@ -14,6 +14,7 @@ from frugalfm.encoders.checkpoints import (
     check_weights,
     classifies,
     load_encoder,
+    load_tokenizer,
     read_kind,
 )
 from frugalfm.encoders.heads import load_head
@@ -94,6 +95,4 @@ def load_any(
         return model.eval(), tokenizer
     if not classifies(folder):
         return load_encoder(folder, device=device)
-    return load_head(folder).to(device), AutoTokenizer.from_pretrained(  # type: ignore[arg-type]
-        folder, trust_remote_code=False, local_files_only=True
-    )
+    return load_head(folder).to(device), load_tokenizer(folder)  # type: ignore[arg-type]

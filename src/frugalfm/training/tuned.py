@@ -12,14 +12,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 from transformers import (
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from frugalfm.artifacts import read_manifest, write_atomically, write_json
-from frugalfm.encoders.checkpoints import save_encoder
+from frugalfm.encoders.checkpoints import load_tokenizer, save_encoder
 from frugalfm.encoders.heads import Pooling, load_head
 from frugalfm.tasks.folder import Task
 from frugalfm.tasks.kinds import CLASSES, is_map
@@ -283,12 +282,9 @@ def load_tuned(
     if is_pair_folder(folder):
         pair, words = load_pair_model(folder)
         return pair.to(device), words
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True
-    )
     model = load_head(folder)
     model.to(device)
-    return model, tokenizer
+    return model, load_tokenizer(folder)
 
 
 def _rank(task: Task, dev: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

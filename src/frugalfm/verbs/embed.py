@@ -123,18 +123,14 @@ def _check(
 def _load(
     checkpoint: Path, base: Path | None, precision: Literal["fp32", "bf16"], device: str
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
-    from transformers import AutoTokenizer
-
     from frugalfm.deployment.runtime import is_deployed, load_deployed
+    from frugalfm.encoders.checkpoints import load_tokenizer
     from frugalfm.encoders.devices import choose_device
     from frugalfm.training.trunks import load_trunk
 
     if not is_deployed(checkpoint):
         return load_trunk(checkpoint, base=base, device=choose_device(device))
-    tokenizer = AutoTokenizer.from_pretrained(
-        checkpoint, trust_remote_code=False, local_files_only=True
-    )
-    return load_deployed(checkpoint, precision=precision), tokenizer
+    return load_deployed(checkpoint, precision=precision), load_tokenizer(checkpoint)
 
 
 def _is_done(out: Path, metadata: dict[str, str], *, overwrite: bool) -> bool:

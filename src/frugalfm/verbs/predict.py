@@ -199,10 +199,8 @@ def open_runner(
     place: torch.device,
 ) -> TaskRunner:
     """Load whatever predicts: what was tuned, a foreign model with a head, or one deployed."""
-    from transformers import AutoTokenizer
-
     from frugalfm.deployment.runtime import is_deployed, load_deployed
-    from frugalfm.encoders.checkpoints import read_kind
+    from frugalfm.encoders.checkpoints import load_tokenizer, read_kind
     from frugalfm.encoders.devices import limit_batch
     from frugalfm.quantization.subjects import load_subject
     from frugalfm.tokens.codec import Codec
@@ -218,9 +216,7 @@ def open_runner(
     if is_deployed(checkpoint):
         engine = load_deployed(checkpoint, outputs=("logits",), precision=precision)
         predictor = DeployedPredictor(engine)
-        tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint, trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = load_tokenizer(checkpoint)
     else:
         if read_kind(checkpoint) == "tuned":
             model, tokenizer = load_tuned(checkpoint, base=base, device=place)

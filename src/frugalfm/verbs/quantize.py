@@ -75,8 +75,8 @@ def quantize(
         are drawn: one half to calibrate with, the other to evaluate on; with --task all of them
         calibrate.
     task
-        Of a tuned model: the folder of its task, to evaluate on. Without --data its training
-        split calibrates.
+        Of a tuned model: the folder of its task, to evaluate on, read as tune was told to (names
+        of columns, rows held out, leaks). Without --data its training split calibrates.
     out
         Folder for quantization.json, scheme.json and scheme.safetensors; with --deploy for the
         deployed model instead of the latter two.
@@ -169,7 +169,7 @@ def quantize(
     from frugalfm.quantization.methods import METHODS
     from frugalfm.quantization.plan import QuantizationPlan
     from frugalfm.quantization.running import read_own_task
-    from frugalfm.quantization.subjects import check_subject, load_subject
+    from frugalfm.quantization.subjects import check_subject, load_subject, read_tuning
 
     options: dict[str, Any] = {
         "weights": weights,
@@ -203,7 +203,8 @@ def quantize(
     tuned = check_subject(checkpoint) is not None
     _check_inputs(tuned, data, task)
     where = choose_device(device)
-    inputs = {"checkpoint": checkpoint, "data": data, **_list_splits(task)}
+    tuning = read_tuning(checkpoint)
+    inputs = {"checkpoint": checkpoint, "data": data, **_list_splits(task, tuning)}
     given = {name: path for name, path in inputs.items() if path is not None}
     config = plan.identity() | ({"deploy": precision} if deploy else {})
     with open_stage(out, "quantization", config, given, overwrite=overwrite) as stage:
@@ -214,7 +215,7 @@ def quantize(
         subject = load_subject(checkpoint, base=base, device="cpu" if deploy else where)
         # What the engine cannot convert is to fail here, not after the long work.
         graph = trace(subject.model) if deploy else None
-        labelled = None if task is None else read_own_task(task, subject)
+        labelled = None if task is None else read_own_task(task, subject, tuning)
         result = _work(subject, plan, data, labelled, where)
         deployed = None
         if deploy:
@@ -242,10 +243,10 @@ def _check_inputs(tuned: bool, data: Path | None, task: Path | None) -> None:
         raise InputError(f"there is nothing to calibrate on; give {ways}")
 
 
-def _list_splits(task: Path | None) -> dict[str, Path]:
-    from frugalfm.tasks import find_splits
+def _list_splits(task: Path | None, tuning: dict[str, Any]) -> dict[str, Path]:
+    from frugalfm.tasks import Reading, find_splits
 
-    return {} if task is None else find_splits(task)
+    return {} if task is None else find_splits(task, Reading.from_config(tuning))
 
 
 def _work(
