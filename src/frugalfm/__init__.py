@@ -89,7 +89,8 @@ def _finish(module: str) -> None:
 _AUTO = "transformers.models.auto.modeling_auto"
 _LAYERS = "transformers.modeling_layers"
 _MODELS = tuple(
-    f"frugalfm.encoders.{name}" for name in ("dnabert2.layers", "dnabert2.modeling", "pooled")
+    f"frugalfm.encoders.{name}"
+    for name in ("dnabert2.layers", "dnabert2.modeling", "pieces", "pooled")
 )
 _whole: set[str] = set()
 

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+import frugalfm
 
 MODULES = [
     "transformers.modeling_layers",
@@ -13,6 +16,7 @@ MODULES = [
     "transformers.masking_utils",
     "frugalfm.encoders.dnabert2.modeling",
     "frugalfm.encoders.dnabert2.layers",
+    "frugalfm.encoders.pieces",
     "frugalfm.encoders.pooled",
 ]
 
@@ -28,3 +32,20 @@ def test_any_module_may_come_first(module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "DnaBert2ForMaskedLM", done.stderr
+
+
+def test_every_module_of_ours_with_a_model_is_waited_for():
+    """Registered in the middle of one of them, transformers would not know its classes."""
+    assert AutoModelForMaskedLM  # registered by now
+    homes = {
+        name
+        for name, module in list(sys.modules.items())
+        if name.startswith("frugalfm.")
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, PreTrainedModel)
+        and value.__module__ == name
+    }
+    registered = {name for name in homes if name.startswith("frugalfm.encoders.")}
+    assert registered
+    assert registered <= set(frugalfm._MODELS)

@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 
 from frugalfm import artifacts
 from frugalfm.artifacts import open_stage, read_manifest
@@ -21,7 +20,6 @@ from frugalfm.influence import workers
 from frugalfm.influence.workers import (
     Claims,
     VanishedError,
-    assign_device,
     count_launched,
     is_first,
     share,
@@ -253,24 +251,6 @@ def test_where_locks_do_nothing_the_same_calls_still_join(tmp_path, monkeypatch)
     for i, stage in enumerate(stages):
         (stage.work / f"{i}").touch()
     assert len(list(stages[0].work.glob("[0-9]"))) == 8
-
-
-def test_the_launcher_decides_on_the_device(monkeypatch):
-    monkeypatch.delenv("SLURM_LOCALID", raising=False)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert assign_device("auto") == "auto"
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert assign_device("auto") == "auto"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert assign_device("auto") == "cuda:3"
-    assert assign_device("cpu") == "cpu"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert assign_device("auto") == "cuda:1"
-    monkeypatch.delenv("LOCAL_RANK")
-    monkeypatch.setenv("SLURM_LOCALID", "0")
-    assert assign_device("auto") == "cuda:0"
 
 
 def test_what_launchers_say(monkeypatch):

@@ -101,14 +101,14 @@ def test_killed_conversion_ends_with_the_same_weights(setting, tmp_path, monkeyp
     """At step 5 the saved state is later than the measures of the start and of half way."""
     more = options(setting, save_every=2, attention="softmax1", anneal=0.8)
     whole = convert(setting / "model", out=tmp_path / "whole", **more)
-    take_step = loop._take_step
+    scale = loop.scale_learning_rate
 
-    def fail(*arguments):
-        if arguments[-1] == kill_at:
+    def fail(step, *others):
+        if step == kill_at:
             raise Killed
-        return take_step(*arguments)
+        return scale(step, *others)
 
-    monkeypatch.setattr(loop, "_take_step", fail)
+    monkeypatch.setattr(loop, "scale_learning_rate", fail)
     with pytest.raises(Killed):
         convert(setting / "model", out=tmp_path / "cut", **more)
     monkeypatch.undo()

@@ -213,7 +213,7 @@ def test_processes_spread_over_gpus(setting, tmp_path, monkeypatch):
 def test_the_commands_in_the_docs_are_right():
     text = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
     commands = re.findall(r"^(?:torchrun .* -m )?(frugalfm .*)$", text, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
         _, bound, _ = _make_app().parse_args(shlex.split(command)[1:])
         assert "out" in bound.arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 
 from frugalfm.errors import InputError
 
-__all__ = ["Precision", "autocast", "choose_device", "limit_batch"]
+__all__ = ["Precision", "assign_device", "autocast", "choose_device", "limit_batch"]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -44,6 +45,19 @@ def choose_device(name: str = "auto") -> torch.device:
                 f"device {name!r} is not here ({count} CUDA devices are); use --device auto or cpu"
             )
     return device
+
+
+def assign_device(device: str) -> str:
+    """Turn ``auto`` into the GPU of this process, where a launcher has numbered its processes.
+
+    The number is ``LOCAL_RANK`` (torchrun) or ``SLURM_LOCALID`` (srun); where there are more
+    processes than GPUs, they share them.
+    """
+    numbers = (os.environ.get(name, "") for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+    number = next(filter(str.isdigit, numbers), None)
+    if device != "auto" or number is None or not torch.cuda.is_available():
+        return device
+    return f"cuda:{int(number) % torch.cuda.device_count()}"
 
 
 def limit_batch(batch_tokens: int, device: torch.device) -> int:

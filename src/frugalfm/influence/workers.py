@@ -33,7 +33,6 @@ __all__ = [
     "Claim",
     "Claims",
     "VanishedError",
-    "assign_device",
     "count_launched",
     "is_first",
     "share",
@@ -231,20 +230,6 @@ def _commit_once(
                 stage.commit(summarise(claims.count_workers()))
                 return True
     return False
-
-
-def assign_device(device: str) -> str:
-    """Turn ``auto`` into the GPU of this process, where a launcher has numbered its processes.
-
-    The number is ``LOCAL_RANK`` (torchrun) or ``SLURM_LOCALID`` (srun); where there are more
-    processes than GPUs, they share them.
-    """
-    import torch
-
-    number = next(filter(str.isdigit, map(_variable, ("LOCAL_RANK", "SLURM_LOCALID"))), None)
-    if device != "auto" or number is None or not torch.cuda.is_available():
-        return device
-    return f"cuda:{int(number) % torch.cuda.device_count()}"
 
 
 def count_launched() -> int:

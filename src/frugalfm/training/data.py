@@ -56,6 +56,20 @@ class Batch:
         """Move all tensors to memory that a GPU copies from while it computes."""
         return self._map(Tensor.pin_memory)
 
+    def take(self, start: int, step: int) -> Batch:
+        """Give every `step`-th row from `start` on; of none, the first without its targets.
+
+        The number of residues stays that of all rows.
+        """
+        if start < len(self.input_ids):
+            return self._map(lambda tensor: tensor[start::step])
+        first = self._map(lambda tensor: tensor[:1])
+        return replace(first, labels=torch.full_like(first.labels, IGNORED))
+
+    def count_targets(self) -> int:
+        """Count the tokens to predict."""
+        return int((self.labels != IGNORED).sum())
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -26,6 +27,7 @@ from frugalfm.training.ahead import look_ahead
 from frugalfm.training.data import Batch, TrainingData
 from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_learning_rate, update
 from frugalfm.training.resume import load_state, save_state
+from frugalfm.training.team import ALONE, Team
 
 __all__ = ["Recipe", "masked_loss", "mean_finite", "train", "validate"]
 
@@ -104,6 +106,7 @@ def train(
     device: torch.device,
     label: str = "pretrain",
     before_step: Callable[[int], None] | None = None,
+    team: Team = ALONE,
 ) -> dict[str, float]:
     """Train in place, resuming from `state` if a killed run left something there.
 
@@ -124,6 +127,8 @@ def train(
     before_step
         Called with the number of every step about to be taken, from 0; what it does to the model
         is to depend on that number alone, so that a resumed run does the same.
+    team
+        Processes that take every step together, all with the same arguments; the first writes.
 
     Returns
     -------
@@ -147,110 +152,127 @@ def train(
         # One by one: layers are alike, so that the first one's code serves all.
         for block in describe_encoder(model).blocks:
             model.get_submodule(block.name).compile()
-    log = _Log(folder / "log.jsonl", done)
-    bar = progress(total=recipe.steps, initial=done, desc=label, unit="step")
+    team.wait()  # before the first process writes what others still read
+    log = _Log(folder / "log.jsonl", done, writes=team.leads)
+    quiet = None if team.leads else True
+    bar = progress(total=recipe.steps, initial=done, desc=label, unit="step", disable=quiet)
     started = time.perf_counter()
     losses: list[Tensor] = []
     model.train()
-    batches = _iterate(data, recipe, done)
+    joined = team.wrap(model, device)
+    batches = _iterate(data, recipe, done, team)
     if device.type == "cuda":
-        batches = look_ahead((step, epoch, batch.pin()) for step, epoch, batch in batches)
-    for step, epoch, batch in batches:
+        batches = look_ahead((*item[:3], item[3].pin()) for item in batches)
+    for step, epoch, targets, batch in batches:
         if before_step is not None:
             before_step(step)
         factor = scale_learning_rate(step, recipe.steps, recipe.warmup)
-        loss = _take_step(model, optimizers, batch.to(device), recipe, factor, step)
+        # Dropout depends on the step alone, so a resumed run needs no saved generator.
+        torch.manual_seed((recipe.seed << 32) + (team.rank << 24) + step)
+        losses.append(_find_gradient(model, joined, batch.to(device), targets, recipe, team))
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        update(optimizers, recipe.learning_rate * factor)
         last = step + 1 == recipe.steps
-        losses.append(loss)
         bar.update()
         saves = (step + 1) % recipe.save_every == 0
         # A line before every saved state, so that resuming finds no half-filled mean.
         if (step + 1) % recipe.log_every == 0 or saves or last:
-            value = mean_finite(losses, step + 1)
+            value = mean_finite(losses, step + 1, team)
             losses.clear()
             bar.set_postfix(loss=f"{value:.3f}")
             log.write(
                 step=step + 1, epoch=epoch, loss=value, factor=factor, residues=batch.residues
             )
         if (step + 1) % recipe.validate_every == 0 or last:
-            log.write(step=step + 1, validation_loss=validate(model, data, recipe, device))
-        if saves and not last:
+            found = validate(model, data, recipe, device, team)
+            log.write(step=step + 1, validation_loss=found)
+        if saves and not last and team.leads:
             save_state(state, step + 1, model, optimizers)
     bar.close()
     model.eval()
     return log.summarise() | {"seconds": round(time.perf_counter() - started, 1)}
 
 
-def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the targets, in nats; zero if there is none."""
+def masked_loss(logits: Tensor, labels: Tensor, targets: int | None = None) -> Tensor:
+    """Mean cross-entropy over the targets, in nats; zero if there is none.
+
+    Where the labels are a share of a batch's, `targets` is the number in the whole batch.
+    """
     total = functional.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    return total / (labels != IGNORED).sum().clamp_min(1)
+    if targets is None:
+        return total / (labels != IGNORED).sum().clamp_min(1)
+    return total / max(1, targets)
 
 
 @torch.no_grad()
-def validate(model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device) -> float:
+def validate(
+    model: nn.Module,
+    data: TrainingData,
+    recipe: Recipe,
+    device: torch.device,
+    team: Team = ALONE,
+) -> float:
     """Masked loss on the held-out rows, in nats a target; the masks are always the same."""
     was_training = model.training
     model.eval()
     total, targets = 0.0, 0
-    for made in data.validation_batches(limit_batch(recipe.batch_tokens, device)):
+    batches = data.validation_batches(limit_batch(recipe.batch_tokens, device))
+    for made in itertools.islice(batches, team.rank, None, team.size):
         batch = made.to(device)
-        count = int((batch.labels != IGNORED).sum())
+        count = made.count_targets()
         with autocast(device, recipe.precision):
-            logits = _forward(model, batch)
+            logits = _forward(model, model, batch)
         total += float(masked_loss(logits, batch.labels)) * count
         targets += count
     model.train(was_training)
-    return total / max(1, targets)
+    total, counted = team.add(total, targets, device=device)
+    return total / max(1, counted)
 
 
-def _iterate(data: TrainingData, recipe: Recipe, done: int) -> Iterator[tuple[int, int, Batch]]:
-    """Yield (step, epoch, batch) from step `done` on, as if all before had been yielded."""
+_Item = tuple[int, int, int, Batch]
+
+
+def _iterate(data: TrainingData, recipe: Recipe, done: int, team: Team) -> Iterator[_Item]:
+    """Yield steps from `done` on: number, epoch, targets in the batch, a process's share of it."""
     step = epoch = 0
     while step < recipe.steps:
         for make in recipe.plan(data, epoch)[: recipe.steps - step]:
             if step >= done:
-                yield step, epoch, make()
+                batch = make()
+                yield step, epoch, batch.count_targets(), team.share(batch)
             step += 1
         epoch += 1
 
 
-def _take_step(
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    batch: Batch,
-    recipe: Recipe,
-    factor: float,
-    step: int,
+def _find_gradient(
+    model: nn.Module, joined: nn.Module, batch: Batch, targets: int, recipe: Recipe, team: Team
 ) -> Tensor:
-    # Dropout depends on the step alone, so a resumed run needs no saved generator.
-    torch.manual_seed((recipe.seed << 32) + step)
+    """Give this process's share of the loss; the gradient is the team's."""
     with autocast(batch.input_ids.device, recipe.precision):
-        loss = masked_loss(_forward(model, batch), batch.labels)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    update(optimizers, recipe.learning_rate * factor)
+        loss = masked_loss(_forward(model, joined, batch), batch.labels, targets)
+    (loss * team.size).backward()  # the mean over processes is taken
     return loss.detach()
 
 
-def _forward(model: nn.Module, batch: Batch) -> Tensor:
+def _forward(model: nn.Module, joined: nn.Module, batch: Batch) -> Tensor:
     with run_packed(model) if batch.packed else nullcontext():
-        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        out = joined(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     logits: Tensor = out.logits
     return logits
 
 
-def mean_finite(losses: Sequence[Tensor], step: int) -> float:
-    """Mean of the losses of some steps, of which `step` is the last.
+def mean_finite(losses: Sequence[Tensor], step: int, team: Team = ALONE) -> float:
+    """Mean of the losses of some steps, of which `step` is the last; of a team, of their sums.
 
     Raises
     ------
     FrugalError
         It is not finite.
     """
-    mean = float(torch.stack(list(losses)).mean())
+    found = torch.stack(list(losses)).mean()
+    mean = team.add(float(found), device=found.device)[0]
     if not math.isfinite(mean):
         raise FrugalError(
             f"the loss is {mean} at step {step}; try a lower --learning-rate or --precision fp32"
@@ -261,22 +283,25 @@ def mean_finite(losses: Sequence[Tensor], step: int) -> float:
 class _Log:
     """JSON lines; after a resume, what the killed run wrote past its saved state is dropped."""
 
-    def __init__(self, path: Path, done: int) -> None:
+    def __init__(self, path: Path, done: int, *, writes: bool = True) -> None:
         self._path = path
         self._entries = []
+        self._handle = None
         if path.is_file():
             lines = path.read_text().splitlines()
             # A kill may have cut the last line short.
             entries = [json.loads(line) for line in lines if line.endswith("}")]
             self._entries = [entry for entry in entries if entry["step"] <= done]
-        with write_atomically(path) as handle:
-            handle.writelines(json.dumps(entry) + "\n" for entry in self._entries)
-        self._handle = path.open("a", buffering=1)
+        if writes:
+            with write_atomically(path) as handle:
+                handle.writelines(json.dumps(entry) + "\n" for entry in self._entries)
+            self._handle = path.open("a", buffering=1)
 
     def write(self, **entry: float) -> None:
         rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
         self._entries.append(rounded)
-        self._handle.write(json.dumps(rounded) + "\n")
+        if self._handle is not None:
+            self._handle.write(json.dumps(rounded) + "\n")
 
     def summarise(self) -> dict[str, float]:
         """Give the final numbers of the whole run, killed parts included."""

@@ -12,6 +12,7 @@ from frugalfm.verbs import with_paths
 if TYPE_CHECKING:
     from frugalfm.artifacts import Stage
     from frugalfm.training import Recipe, TrainingData
+    from frugalfm.training.team import Team
 
 __all__ = ["convert"]
 
@@ -101,7 +102,7 @@ def convert(
     seed
         Determines batches and masks.
     device
-        auto, cpu, cuda, cuda:1, ...
+        auto (a GPU if there is one; under torchrun one for each process), cpu, cuda, cuda:1, ...
     overwrite
         Replace a different artifact at --out.
     """
@@ -122,15 +123,15 @@ def convert(
     if flatten < 0:
         raise InputError(f"--flatten must be at least 0, not {flatten}")
 
-    from frugalfm.artifacts import open_stage
     from frugalfm.encoders import open_model, save_encoder
     from frugalfm.encoders.checkpoints import check_checkpoint
-    from frugalfm.encoders.devices import choose_device
+    from frugalfm.encoders.devices import assign_device, choose_device
     from frugalfm.sequences.shards import open_shards
     from frugalfm.training import Recipe, prepare_data
     from frugalfm.training.conversion import check_start
+    from frugalfm.training.team import join_team
 
-    place = choose_device(device)
+    place = choose_device(assign_device(device))
     check_checkpoint(checkpoint)
     pools = [open_shards(folder) for folder in (data, validation) if folder is not None]
     model, words, _ = open_model(str(checkpoint))
@@ -151,35 +152,42 @@ def convert(
     settings: dict[str, Any] = {"attention": attention, "start": chosen, "limit": limit}
     settings |= {"anneal": anneal} if chosen == "anneal" else {}
     settings |= {"flatten": flatten} if flatten else {}
-    stage = open_stage(
-        out,
-        "checkpoint",
-        recipe.identity() | settings | {"validation_fraction": validation_fraction},
-        {"checkpoint": checkpoint, "data": data, "validation": validation},
-        overwrite=overwrite,
-    )
-    with stage:
+    config = recipe.identity() | settings | {"validation_fraction": validation_fraction}
+    inputs = {"checkpoint": checkpoint, "data": data, "validation": validation}
+    with (
+        join_team(place) as team,
+        team.open(out, "checkpoint", config, inputs, overwrite=overwrite) as stage,
+    ):
         if stage.done:
-            print(f"{out}: already converted\n{_tabulate(stage.summary)}")
+            team.say(f"{out}: already converted\n{_tabulate(stage.summary)}")
             return out
-        prepared = prepare_data(stage.scratch, words, pools, validation_fraction)
-        made, numbers = _work(model.to(place), prepared, recipe, settings, stage)
+        prepared = team.follow(
+            lambda: prepare_data(stage.scratch, words, pools, validation_fraction)
+        )
+        made, numbers = _work(model.to(place), prepared, recipe, settings, stage, team)
         summary = {
             **numbers,
             "from": stored,
             "parameters": sum(p.numel() for p in made.parameters()),
             "device": str(place),
         }
-        card = _write_card(made.config, stored, data, summary)
-        save_encoder(made.cpu(), words, stage.work, card)
-        stage.commit(summary)
-    print(f"{out}: {stored} to {attention}, {steps} steps, {summary['seconds']:.0f} s")
-    print(_tabulate(summary))
+        if team.leads:
+            card = _write_card(made.config, stored, data, summary)
+            save_encoder(made.cpu(), words, stage.work, card)
+            stage.commit(summary)
+        team.wait()
+    team.say(f"{out}: {stored} to {attention}, {steps} steps, {summary['seconds']:.0f} s")
+    team.say(_tabulate(summary))
     return out
 
 
 def _work(
-    model: Any, data: TrainingData, recipe: Recipe, settings: dict[str, Any], stage: Stage
+    model: Any,
+    data: TrainingData,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    stage: Stage,
+    team: Team,
 ) -> tuple[Any, dict[str, Any]]:
     """Swap, train, and measure four times; gives the model and what it came to."""
     from frugalfm.attention.strength import set_strength
@@ -187,7 +195,7 @@ def _work(
     from frugalfm.training.conversion import prepare_start, raise_strength
     from frugalfm.training.flatten import penalise_kurtosis
 
-    kit = _Kit(data, recipe, settings["limit"], stage.work / _MEASURES)
+    kit = _Kit(data, recipe, settings["limit"], stage.work / _MEASURES, writes=team.leads)
     kit.measure("before", model)
     start = settings["start"]
     if settings["attention"] != model.config.attention:
@@ -213,6 +221,7 @@ def _work(
             device=next(model.parameters()).device,
             label=stage.out.name,
             before_step=prepare,
+            team=team,
         )
     set_strength(model, 1.0)
     kit.measure("after", model)
@@ -222,10 +231,12 @@ def _work(
 class _Kit:
     """What a conversion measures, always on the same sequences; kept on disk as it is found."""
 
-    def __init__(self, data: TrainingData, recipe: Recipe, limit: int, path: Path) -> None:
+    def __init__(
+        self, data: TrainingData, recipe: Recipe, limit: int, path: Path, *, writes: bool
+    ) -> None:
         import json
 
-        self._data, self._recipe, self._path = data, recipe, path
+        self._data, self._recipe, self._path, self._writes = data, recipe, path, writes
         rows = data.held_out_rows[:limit]
         self._sequences = [data.held_out[row] for row in rows]
         self.found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -259,7 +270,8 @@ class _Kit:
             found |= assess_robustness(model, self._data.codec, self._sequences)
         model.train(was_training)
         self.found[moment] = found
-        write_json(self._path, self.found)
+        if self._writes:
+            write_json(self._path, self.found)
 
 
 _ROWS = (

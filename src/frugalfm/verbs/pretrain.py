@@ -97,7 +97,7 @@ def pretrain(
     seed
         Determines initial weights, batches and masks.
     device
-        auto, cpu, cuda, cuda:1, ...
+        auto (a GPU if there is one; under torchrun one for each process), cpu, cuda, cuda:1, ...
     overwrite
         Replace a different artifact at --out.
     """
@@ -122,16 +122,16 @@ def pretrain(
     if pack is not None and pack > batch_tokens:
         raise InputError(f"--pack {pack} is more than --batch-tokens {batch_tokens}")
 
-    from frugalfm.artifacts import open_stage
     from frugalfm.encoders import open_model, save_encoder
     from frugalfm.encoders.anatomy import describe_encoder
-    from frugalfm.encoders.devices import choose_device
+    from frugalfm.encoders.devices import assign_device, choose_device
     from frugalfm.encoders.packed import check_packable
     from frugalfm.sequences.shards import open_shards
     from frugalfm.training import Recipe, prepare_data, train
     from frugalfm.training.flatten import penalise_kurtosis
+    from frugalfm.training.team import join_team
 
-    place = choose_device(device)
+    place = choose_device(assign_device(device))
     pools = [open_shards(folder) for folder in (data, validation) if folder is not None]
     encoder, words, source = open_model(model, attention=attention, seed=seed, tokenizer=tokenizer)
     if pack is not None:
@@ -152,21 +152,24 @@ def pretrain(
         save_every=save_every,
         validate_every=validate_every,
     )
-    stage = open_stage(
-        out,
-        "checkpoint",
-        recipe.identity()
-        | {"model": "checkpoint" if source else model, "attention": encoder.config.attention}
-        | {"epochs": epochs, "validation_fraction": validation_fraction}
-        | ({"flatten": flatten} if flatten else {}),
-        {"data": data, "model": source, "validation": validation, "tokenizer": tokenizer},
-        overwrite=overwrite,
-    )
-    with stage:
+    config = recipe.identity() | {
+        "model": "checkpoint" if source else model,
+        "attention": encoder.config.attention,
+        "epochs": epochs,
+        "validation_fraction": validation_fraction,
+    }
+    config |= {"flatten": flatten} if flatten else {}
+    inputs = {"data": data, "model": source, "validation": validation, "tokenizer": tokenizer}
+    with (
+        join_team(place) as team,
+        team.open(out, "checkpoint", config, inputs, overwrite=overwrite) as stage,
+    ):
         if stage.done:
-            print(f"{out}: already pretrained, {describe_training(stage.summary)}")
+            team.say(f"{out}: already pretrained, {describe_training(stage.summary)}")
             return out
-        prepared = prepare_data(stage.scratch, words, pools, validation_fraction)
+        prepared = team.follow(
+            lambda: prepare_data(stage.scratch, words, pools, validation_fraction)
+        )
         recipe = recipe.fix_steps(prepared, epochs)
         with penalise_kurtosis(encoder, flatten):
             numbers = train(
@@ -177,15 +180,19 @@ def pretrain(
                 state=stage.scratch,
                 device=place,
                 label=out.name,
+                team=team,
             )
         summary = {
             **numbers,
             "parameters": sum(p.numel() for p in encoder.parameters()),
             "device": str(place),
         }
-        save_encoder(encoder.cpu(), words, stage.work, _write_card(encoder.config, data, summary))
-        stage.commit(summary)
-    print(f"{out}: pretrained, {describe_training(summary)}, {summary['seconds']:.0f} s")
+        if team.leads:
+            card = _write_card(encoder.config, data, summary)
+            save_encoder(encoder.cpu(), words, stage.work, card)
+            stage.commit(summary)
+            print(f"{out}: pretrained, {describe_training(summary)}, {summary['seconds']:.0f} s")
+        team.wait()
     return out
 
 

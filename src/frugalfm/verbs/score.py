@@ -135,7 +135,7 @@ def score(
 
     from frugalfm.artifacts import open_stage
     from frugalfm.encoders import load_encoder
-    from frugalfm.encoders.devices import choose_device
+    from frugalfm.encoders.devices import assign_device, choose_device
     from frugalfm.influence import (
         Gradients,
         HeadGradients,
@@ -145,7 +145,7 @@ def score(
         score_pool,
     )
     from frugalfm.influence.pool import summarise
-    from frugalfm.influence.workers import Claims, assign_device, share
+    from frugalfm.influence.workers import Claims, share
     from frugalfm.sequences.shards import open_shards
     from frugalfm.tokens.codec import Codec
     from frugalfm.training.data import check_fits
