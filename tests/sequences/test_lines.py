@@ -70,7 +70,7 @@ def test_build_takes_lines(built):
         ('{"sequence": "AC"}\n{"sequence": 7}\n', r"line 2: 'sequence' is no text"),
         ('{"sequence": "AC"}\n{"sequence": "A!"}\n', r"line 2, letter 2"),
         ('{"sequence": "AC"}\n{"sequence": null}\n', r"line 2: the sequence is empty"),
-        ('{"letters": "AC"}\n', r"no column 'sequence'; rename the right one.*are: letters"),
+        ('{"letters": "AC"}\n', r"no column 'sequence'; name the right one.*are: letters"),
         (b'{"sequence": "\xff"}\n', r"is not UTF-8"),
         ("", r"is empty"),
         (gzip.compress(b'{"sequence": "AC"}\n' * 999)[:30], r"bad\.jsonl"),

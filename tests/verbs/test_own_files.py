@@ -124,6 +124,38 @@ def test_one_table_with_other_columns(tuned, tmp_path, capsys):
                  label_column="family")  # fmt: skip
 
 
+def test_another_column_holds_the_sequences(tuned, tmp_path):
+    """Whatever a table's column is called, results are those of the file with our name."""
+    ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    ours.write_text(table(columns="sequence,family"))
+    theirs.write_text(table())
+    model = tuned.checkpoint
+    for verb, more, results in (
+        (outliers, {"limit": 9}, ["outliers.json", "outliers.parquet"]),
+        (quantize, {"calibration_batches": 2, "limit": 9}, ["scheme.json", "scheme.safetensors"]),
+    ):
+        found = []
+        for path, column in ((ours, None), (theirs, "rna")):
+            out = tmp_path / f"{verb.__name__}-{path.stem}"
+            verb(model, data=path, out=out, sequence_column=column, device="cpu", **more)
+            found.append([(out / name).read_bytes() for name in results])
+        assert found[0] == found[1]
+        assert read_manifest(out)["config"]["sequence_column"] == "rna"
+    embeddings = [
+        pq.read_table(embed(model, path, out=tmp_path / f"{path.stem}.parquet", **more))
+        for path, more in ((ours, {}), (theirs, {"sequence_column": "rna"}))
+    ]
+    assert embeddings[0]["embedding"].equals(embeddings[1]["embedding"])  # ids name the files
+    with pytest.raises(InputError, match="name the right one with --sequence-column"):
+        embed(model, theirs, out=tmp_path / "no.parquet")
+
+
+def test_shards_have_no_other_column(tuned, tmp_path):
+    shards = build(write_fasta(tmp_path / "in.fa", 8), alphabet="rna", out=tmp_path / "shards")
+    with pytest.raises(InputError, match="leave out --sequence-column"):
+        embed(tuned.checkpoint, shards, out=tmp_path / "e.parquet", sequence_column="rna")
+
+
 def test_lines_are_predicted_as_tables_are(tuned, tmp_path):
     model, _ = tuned()
     rows = [line.split(",") for line in table(20).splitlines()[1:]]

@@ -107,7 +107,9 @@ def split_batches(
     )
 
 
-def draw_sequences(path: Path, codec: Codec, limit: int, seed: int) -> list[np.ndarray]:
+def draw_sequences(
+    path: Path, codec: Codec, limit: int, seed: int, sequence_column: str | None = None
+) -> list[np.ndarray]:
     """Draw sequences from any input, and refuse those of another alphabet than the model's.
 
     Parameters
@@ -118,6 +120,8 @@ def draw_sequences(path: Path, codec: Codec, limit: int, seed: int) -> list[np.n
         Of the model's tokenizer.
     limit, seed
         Sequences at most, and which.
+    sequence_column
+        Of a table; None is ``sequence``.
 
     Raises
     ------
@@ -126,7 +130,7 @@ def draw_sequences(path: Path, codec: Codec, limit: int, seed: int) -> list[np.n
         unknown to the tokenizer, or ambiguous; or the model reads proteins and these are
         nucleotides alone.
     """
-    drawn = sample_encoded(path, codec, limit, seed).tokens
+    drawn = sample_encoded(path, codec, limit, seed, sequence_column).tokens
     tokens = np.concatenate(drawn)
     unknown = 1 - float(np.isin(tokens, codec.residue_ids).mean()) if len(tokens) else 1.0
     if unknown > UNKNOWN_LIMIT:

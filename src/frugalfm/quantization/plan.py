@@ -57,6 +57,8 @@ class QuantizationPlan:
     calibration_batches, limit, batch_tokens, seed
         Of the data: batches to calibrate with, sequences to evaluate on at most, padded tokens of
         a batch at most, and what determines draws and masks.
+    sequence_column
+        Of tables of data; None is ``sequence``.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class QuantizationPlan:
     limit: int = 1024
     batch_tokens: int = 8192
     seed: int = 0
+    sequence_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -103,6 +106,7 @@ class QuantizationPlan:
         settings = {k: v for k, v in self.settings.items() if v != _LATER.get(k, ...)}
         if self.method not in _ALWAYS_CUT and "percentile" not in self._observers.values():
             settings.pop("percentile", None)
+        column = {"sequence_column": self.sequence_column} if self.sequence_column else {}
         return {
             "method": self.method,
             **settings,
@@ -112,6 +116,7 @@ class QuantizationPlan:
             "limit": self.limit,
             "batch_tokens": self.batch_tokens,
             "seed": self.seed,
+            **column,
         }
 
     def find_scheme(self, model: nn.Module, batches: Sequence[Batch]) -> Scheme:

@@ -211,7 +211,7 @@ def _read_rows(
 
 
 def _draw(data: Path, subject: Subject, plan: QuantizationPlan) -> list[np.ndarray]:
-    return draw_sequences(data, subject.codec, 2 * plan.limit, plan.seed)
+    return draw_sequences(data, subject.codec, 2 * plan.limit, plan.seed, plan.sequence_column)
 
 
 def _finish(

@@ -129,7 +129,7 @@ def open_sources(
     path: Path,
     alphabet: str,
     id_column: str | None = None,
-    sequence_column: str | None = "sequence",
+    sequence_column: str = "sequence",
     *,
     columns: Sequence[str] | None = None,
     fixed: bool = False,
@@ -143,8 +143,7 @@ def open_sources(
     alphabet
         What its sequences are to be; shards say it of themselves.
     id_column, sequence_column
-        Of tables; the id is the column ``id``, if there is one, when None. The sequences are in
-        the column ``sequence`` when None, and then messages name no option for it.
+        Of tables; the id is the column ``id``, if there is one, when None.
     columns
         The user's columns to read of tables; all when None.
     fixed
@@ -164,8 +163,10 @@ def open_sources(
             if fixed:
                 remedy = f"take a model for them (this one reads {alphabet})"
             raise InputError(f"{path}: holds {shards.alphabet} sequences; {remedy}")
+        if sequence_column not in {"sequence", *(columns or ())}:
+            raise InputError(f"{path}: holds shards, not a table; leave out --sequence-column")
         files = [part.path for part in shards.parts]
-        return [_open_table(file, "parquet", "id", None, columns) for file in files]
+        return [_open_table(file, "parquet", "id", "sequence", columns) for file in files]
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
@@ -200,7 +201,7 @@ def stream_sequences(
     path: Path,
     alphabet: str,
     columns: Sequence[str] | None = None,
-    sequence_column: str | None = None,
+    sequence_column: str = "sequence",
 ) -> Iterator[pa.RecordBatch]:
     """Every sequence of a file or of shards, normalised and checked, in order.
 
@@ -217,7 +218,7 @@ def stream_sequences(
     columns
         The user's columns to pass on as well.
     sequence_column
-        Of tables: what the verb's ``--sequence-column`` says, None if it has no such option.
+        Of tables: what ``--sequence-column`` says.
 
     Yields
     ------
@@ -288,14 +289,12 @@ def _open_table(
     path: Path,
     kind: str,
     id_column: str | None,
-    sequence_column: str | None,
+    sequence_column: str,
     wanted: Sequence[str] | None,
 ) -> Source:
     known = _read_fields(path, kind)
     names = [column.name for column in known]
     remedy = "name the right one with --sequence-column"
-    if sequence_column is None:
-        sequence_column, remedy = "sequence", "rename the right one"
     remedies = {sequence_column: remedy}
     if id_column is not None:
         remedies[id_column] = "name the right one with --id-column"

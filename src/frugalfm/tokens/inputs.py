@@ -36,15 +36,21 @@ class Encoded:
         return np.array([len(tokens) for tokens in self.tokens], dtype=np.int32)
 
 
-def stream_encoded(path: Path, codec: Codec) -> Iterator[Encoded]:
+def stream_encoded(
+    path: Path, codec: Codec, sequence_column: str | None = None
+) -> Iterator[Encoded]:
     """Read a file of sequences, of any format, or a folder of shards, piece by piece.
+
+    Of a table, `sequence_column` is the one to read; ``sequence`` if None.
 
     Raises
     ------
     InputError
         The input cannot be read, or holds a sequence that is longer than the model takes.
     """
-    for batch in stream_sequences(path, codec.alphabet):
+    for batch in stream_sequences(
+        path, codec.alphabet, sequence_column=sequence_column or "sequence"
+    ):
         try:
             tokens, lengths = codec.encode(batch.column("sequence"))
         except InputError as error:
@@ -60,7 +66,9 @@ def stream_encoded(path: Path, codec: Codec) -> Iterator[Encoded]:
         yield Encoded(ids, np.split(tokens, np.cumsum(lengths)[:-1]))
 
 
-def sample_encoded(path: Path, codec: Codec, limit: int, seed: int = 0) -> Encoded:
+def sample_encoded(
+    path: Path, codec: Codec, limit: int, seed: int = 0, sequence_column: str | None = None
+) -> Encoded:
     """Draw at most `limit` records uniformly, in input order (reservoir sampling, Vitter 1985).
 
     Raises
@@ -71,7 +79,7 @@ def sample_encoded(path: Path, codec: Codec, limit: int, seed: int = 0) -> Encod
     random = np.random.default_rng(seed)
     kept: list[tuple[int, str, np.ndarray]] = []
     seen = 0
-    for piece in stream_encoded(path, codec):
+    for piece in stream_encoded(path, codec, sequence_column):
         for name, tokens in zip(piece.ids, piece.tokens, strict=True):
             if seen < limit:
                 kept.append((seen, name, tokens.copy()))

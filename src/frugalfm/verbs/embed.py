@@ -23,6 +23,7 @@ def embed(
     *,
     out: Path,
     pooling: Literal["mean", "cls", "token"] = "mean",
+    sequence_column: str | None = None,
     base: Path | None = None,
     batch_tokens: int = 16384,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -46,6 +47,8 @@ def embed(
     pooling
         Mean of the residues, the first special token (cls), or every residue on its own (token:
         a list of embeddings for each sequence).
+    sequence_column
+        Of tables: ``sequence``, if not given.
     base
         Of an adapter: the checkpoint that it adapts, if that is no longer where it was.
     batch_tokens
@@ -80,19 +83,22 @@ def embed(
         "pooling": pooling,
         "precision": precision,
     }
+    if sequence_column is not None:
+        metadata["sequence_column"] = sequence_column
     if _is_done(out, metadata, overwrite=overwrite):
         print(f"{out}: already there, made by the same call")
         return out
     model, tokenizer = _load(checkpoint, base, precision, device)
     codec = Codec.from_tokenizer(tokenizer)
     # Reading everything first costs little beside the model, and finds bad records at once.
-    residues = sum(int(piece.lengths.sum()) for piece in stream_encoded(sequences, codec))
+    pieces = stream_encoded(sequences, codec, sequence_column)
+    residues = sum(int(piece.lengths.sum()) for piece in pieces)
     if not residues:
         raise InputError(f"{sequences}: holds no sequences")
     embedder = Embedder(model, codec, pooling, batch_tokens, precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     with progress(total=residues, desc="embed", unit="residue", unit_scale=True) as bar:
-        pieces = stream_encoded(sequences, codec)
+        pieces = stream_encoded(sequences, codec, sequence_column)
         count = write_embeddings(out, pieces, embedder, metadata, bar.update)
     what = "residue" if pooling == "token" else "sequence"
     print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from frugalfm.errors import InputError
 from frugalfm.verbs import with_paths
@@ -20,6 +20,7 @@ def outliers(
     *,
     data: Path,
     out: Path | None = None,
+    sequence_column: str | None = None,
     base: Path | None = None,
     limit: int = 512,
     batch_tokens: int = 16_384,
@@ -43,6 +44,8 @@ def outliers(
         Sequences: FASTA, FASTQ, CSV, TSV, JSON lines, Parquet, or a folder of shards.
     out
         Folder for outliers.json and outliers.parquet; without it the table is only printed.
+    sequence_column
+        Of tables: ``sequence``, if not given.
     base
         Of an adapter: the checkpoint that it adapts, if that is no longer where it was.
     limit
@@ -74,9 +77,11 @@ def outliers(
         raise InputError("--limit and --batch-tokens are to be at least 1")
     check_trunk(checkpoint)
     where = choose_device(device)
-    config = {"limit": limit, "seed": seed}
+    config: dict[str, Any] = {"limit": limit, "seed": seed}
+    if sequence_column is not None:
+        config["sequence_column"] = sequence_column
     if out is None:
-        _show(_measure(checkpoint, base, data, limit, batch_tokens, seed, str(where)))
+        _show(_measure(checkpoint, base, data, config, batch_tokens, str(where)))
         return None
     inputs = {"checkpoint": checkpoint, "data": data}
     stage = open_stage(out, "outliers", config, inputs, overwrite=overwrite)
@@ -84,7 +89,7 @@ def outliers(
         if stage.done:
             print(f"{out}: already measured; {_summarise(stage.summary)}")
             return stage.out
-        report = _measure(checkpoint, base, data, limit, batch_tokens, seed, str(where))
+        report = _measure(checkpoint, base, data, config, batch_tokens, str(where))
         _write(report, stage.work)
         stage.commit(report.summary | {"sequences": report.sequences, "tokens": report.tokens})
     _show(report)
@@ -96,9 +101,8 @@ def _measure(
     checkpoint: Path,
     base: Path | None,
     data: Path,
-    limit: int,
+    draw: dict[str, Any],
     batch_tokens: int,
-    seed: int,
     device: str,
 ) -> OutlierReport:
     from frugalfm.probing.activations import measure_outliers
@@ -108,7 +112,7 @@ def _measure(
 
     model, tokenizer = load_trunk(checkpoint, base=base, device=device)
     codec = Codec.from_tokenizer(tokenizer)
-    drawn = sample_encoded(data, codec, limit, seed)
+    drawn = sample_encoded(data, codec, **draw)
     return measure_outliers(model, codec, drawn.tokens, batch_tokens=batch_tokens)
 
 

@@ -26,6 +26,7 @@ def quantize(
     *,
     data: Path | None = None,
     task: Path | None = None,
+    sequence_column: str | None = None,
     out: Path,
     weights: int | None = None,
     activations: int | None = None,
@@ -77,6 +78,8 @@ def quantize(
     task
         Of a tuned model: the folder of its task, to evaluate on, read as tune was told to (names
         of columns, rows held out, leaks). Without --data its training split calibrates.
+    sequence_column
+        Of tables that --data names: ``sequence``, if not given.
     out
         Folder for quantization.json, scheme.json and scheme.safetensors; with --deploy for the
         deployed model instead of the latter two.
@@ -197,6 +200,7 @@ def quantize(
         limit=limit,
         batch_tokens=batch_tokens,
         seed=seed,
+        sequence_column=sequence_column,
     )
     if deploy:
         check_options(plan.method, plan.settings, plan.sites)
