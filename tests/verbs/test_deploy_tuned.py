@@ -77,17 +77,25 @@ def test_what_cannot_be_deployed_is_refused_at_once(tuned, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["contact", "base-pair", "distance", "interaction", "affinity"])
-def test_models_of_pairs_are_scored_as_deployed_and_predict(tuned, tmp_path, capsys, kind):
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        *((kind, "fp32") for kind in ("contact", "base-pair", "distance", "interaction")),
+        *((kind, "bf16") for kind in ("contact", "distance", "affinity")),
+    ],
+)
+def test_models_of_pairs_are_scored_as_deployed_and_predict(
+    tuned, tmp_path, capsys, kind, precision
+):
     """Pairs of residues and of sequences: the metric is the engine's, on all of test."""
     model, test = tuned(kind)
-    found = deploy(model, test, tmp_path / "d", precision="fp32")
+    found = deploy(model, test, tmp_path / "d", precision=precision)
     task = found["deployed"]["task"]
     assert task["value"] == found["deployed"]["task"]["test"][task["metric"]]["value"]
     assert (task["fp32"], task["simulated"]) == (found["value"], found["quantized_value"])
     assert f"test {task['metric']} of the deployed model" in capsys.readouterr().out
     assert found["method"] == "smoothquant"  # the default here
-    assert found["deployed"]["error_to_scheme"] < 0.05
+    assert found["deployed"]["error_to_scheme"] < 0.01
     if kind not in {"affinity", "interaction"}:
         assert found["deployed"]["agreement_with_fp32"] is None
     ours = pq.read_table(run(tmp_path / "d", test, tmp_path / "p.parquet"))
