@@ -33,8 +33,10 @@ def pool(write_scores, tmp_path_factory):
     return Oracle(scores, lengths, losses), sources, files, parts
 
 
+@pytest.mark.parametrize("many", [2, 64])  # of groups: more are ranked by smaller digits
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_each_source_is_a_pool_of_its_own(pool, strategy):
+def test_each_source_is_a_pool_of_its_own(pool, strategy, many, monkeypatch):
+    monkeypatch.setattr("frugalfm.coreset.order._MANY_GROUPS", many)
     oracle, sources, files, parts = pool
     found = choose_rows(
         files, strategy, 60, mixture="mirbase=2,rfam=1", sources=SourceColumn("source", parts)

@@ -66,7 +66,8 @@ def test_ranks_are_found_by_watching(write_scores, monkeypatch):
     with open_pool(write_scores(scores)) as (pool, rankings):
         ranking = rankings["influence"]
         expected = Ranking(pool, "influence").at({0: ranks})
-        watch = ranking.watch(ranks)
+        ranking.expect(ranks)
+        watch = ranking.watch()
         for part in np.array_split(scores, 7):
             watch.add(part)
         monkeypatch.setattr(pool, "map", None)

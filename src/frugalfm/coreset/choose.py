@@ -28,15 +28,16 @@ from frugalfm.coreset.report import (
     source_composition,
 )
 from frugalfm.coreset.strategies import (
+    LENGTH_BINS,
     PREFERENCES,
     Part,
     Plan,
     Strata,
     Strategy,
+    expect_deciles,
     plan_random,
     plan_window,
     score_deciles,
-    watch_deciles,
 )
 from frugalfm.coreset.tally import Tally
 from frugalfm.errors import InputError
@@ -169,11 +170,10 @@ def write_selection(
         Damaged files, scores that are not finite, a budget that cannot be met.
     """
     _check(choice, clusters, sources)
-    keep = "loss" if choice.strategy.endswith("-loss") else "influence"
-    with open_pool(score_files, keep=keep, memory_limit=memory_limit, scratch=scratch) as (
-        pool,
-        rankings,
-    ):
+    options: dict[str, Any] = {"memory_limit": memory_limit, "scratch": scratch}
+    options["keep"] = "loss" if choice.strategy.endswith("-loss") else "influence"
+    options["within"] = LENGTH_BINS if choice.strategy.endswith("-by-length") else WHOLE
+    with open_pool(score_files, **options) as (pool, rankings):
         if rows is not None and (pool.size, pool.first_row) != (rows, 0):
             raise InputError(
                 f"{Path(score_files[0]).parent}: holds {pool.size} scores for the {rows} sequences "
@@ -182,13 +182,15 @@ def write_selection(
         names = _align(pool, score_files, clusters, sources)
         budget = parse_budget(choice.budget, pool.size)
         not_eligible = _restrict(pool, choice)
+        ranking = rankings["influence"]
+        expect_deciles(ranking)
         plan = _plan(pool, rankings, choice, budget, names)
-        chosen, whole = Tally(len(names)), Tally(len(names), watch_deciles(rankings["influence"]))
-        whole.influences = rankings["influence"].counts[0]
+        chosen, whole = Tally(len(names)), Tally(len(names), ranking.watch())
+        whole.influences = ranking.counts[0]
         beside = [name for name in ("source", "cluster") if name in pool.aligned]
         carry = ["row", "id", "influence", *Tally.columns, *beside]
         drawn = draw(pool, plan, seed=choice.seed, carry=carry, tally=whole)
-        deciles = score_deciles(rankings["influence"])
+        deciles = score_deciles(ranking)
         strata = plan.strata or deciles
         counts = _write(drawn, strata, deciles, chosen, selection, budget)
         report: dict[str, Any] = {
@@ -265,15 +267,9 @@ def _plan(
     if choice.strategy not in _WINDOWS:
         raise InputError(f"--strategy {choice.strategy}: no such strategy")
     column, place = _WINDOWS[choice.strategy]
-    return plan_window(
-        pool,
-        column,
-        place,
-        groups,
-        parts,
-        by_length=choice.strategy.endswith("-by-length"),
-        ranking=rankings[column],
-    )
+    by_length = choice.strategy.endswith("-by-length")
+    ranking = rankings["within" if by_length else column]
+    return plan_window(pool, column, place, groups, parts, by_length=by_length, ranking=ranking)
 
 
 def _too_large(pool: Pool, choice: Choice, budget: int, size: int, capacity: int) -> InputError:

@@ -15,6 +15,7 @@ from frugalfm.coreset.budgets import allocate
 from frugalfm.coreset.draw import draw
 from frugalfm.coreset.order import (
     WHOLE,
+    Counts,
     Groups,
     Numbers,
     OrderStatistic,
@@ -23,7 +24,7 @@ from frugalfm.coreset.order import (
     sort_keys,
     upper_bits,
 )
-from frugalfm.coreset.pool import Block, Pool
+from frugalfm.coreset.pool import Block, Mask, Pool
 from frugalfm.coreset.strategies import Part, Plan, Strata, Stratum
 from frugalfm.errors import InputError
 
@@ -88,7 +89,7 @@ def plan_coverage(
         groups,
         strata,
     )
-    populations, tied = _count(pool, cuts)
+    populations, tied = _count(pool, cuts, ranking.counts)
     surplus = {g: high.below + high.equal - ranks[g][1] for g, (_, high) in ends.items()}
     without = _draw_surplus(pool, groups, {g: high for g, (_, high) in ends.items()}, surplus,
                             tied, seed)  # fmt: skip
@@ -117,6 +118,7 @@ def plan_coverage(
         ),
         sum(dropped[g] for g in ends),
         without,
+        reach=cuts.reach,
     )
 
 
@@ -139,7 +141,14 @@ def _edges(low: float, high: float, strata: int, logarithmic: bool) -> npt.NDArr
 
 
 class _Cuts:
-    """The stratum of any influence, by way of its upper 16 bits wherever these suffice."""
+    """The stratum of any influence, by way of its upper 16 bits wherever these suffice.
+
+    Attributes
+    ----------
+    reach
+        Lowest and highest stratum of influences by their upper bits, each of shape ``(2 ** 16,)``
+        (the number of strata stands for what is set aside); None if there are several groups.
+    """
 
     def __init__(
         self, edges: Sequence[npt.NDArray[np.float32] | None], groups: Groups, strata: int
@@ -155,29 +164,47 @@ class _Cuts:
                 keys = sort_keys(own).astype(np.uint64)
                 keys[-1] += np.uint64(1)
                 keys = np.minimum(keys, keys[-1])
-            at_first = np.searchsorted(keys, first, side="right")
-            at_last = np.searchsorted(keys, first + np.uint64(0xFFFF), side="right")
-            table = np.where(at_first == at_last, at_first, _UNSURE)
+            lowest = np.searchsorted(keys, first, side="right")
+            highest = np.searchsorted(keys, first + np.uint64(0xFFFF), side="right")
+            table = np.where(lowest == highest, lowest, _UNSURE)
             table[table == strata] = _ASIDE
-            tables.append(table[key_of_upper()].astype(np.int16))
-            tables[-1][_NEGATIVE_ZERO] = _UNSURE
+            tables.append(table.astype(np.int16))
             bounds.append(keys + (np.uint64(number) << _GROUP_BITS))
-        self._tables, self._bounds = np.stack(tables), np.concatenate(bounds)
+        self._sorted, self._bounds = np.stack(tables), np.concatenate(bounds)
+        at = key_of_upper()
+        self._tables = self._sorted[:, at]
+        # Without -0.0, which shares its upper bits with values below zero.
+        self._unsure = self._tables == _UNSURE
+        self._tables[:, _NEGATIVE_ZERO] = _UNSURE
+        highest[at[_NEGATIVE_ZERO]] = lowest[at[0]]
+        self.reach = (lowest[at], highest[at]) if groups.number is None else None
 
     def cell(self, block: Block) -> Numbers:
         """Cells are numbered group by group; -1 for what is set aside."""
-        influence = block["influence"]
-        if self.groups.number is None:
-            cell: Numbers = self._tables[0].take(upper_bits(influence))
-            if (unsure := np.flatnonzero(cell == _UNSURE)).size:
-                cell[unsure] = self._exact_of_one(influence[unsure])
-            return cell
-        group = self.groups.number(block)
-        cell = self._tables[group, upper_bits(influence)].astype(np.int32)
+        group, influence = _group(self.groups, block), block["influence"]
+        cell: Numbers = self._tables[group, upper_bits(influence)].astype(np.int32)
         if (unsure := np.flatnonzero(cell == _UNSURE)).size:
-            cell[unsure] = self._exact(influence[unsure], group[unsure].astype(np.int64))
-        numbered: Numbers = np.where(cell < 0, cell, cell + group * np.int32(self.strata))
-        return numbered
+            if self.groups.number is None:
+                cell[unsure] = self._exact_of_one(influence[unsure])
+            else:
+                cell[unsure] = self._exact(influence[unsure], group[unsure].astype(np.int64))
+        return np.where(cell < 0, cell, cell + group * np.int32(self.strata))
+
+    def count(self, counts: Counts) -> Counts:
+        """Count the rows of each stratum of each group, but for those that :meth:`unsure` finds."""
+        found = np.zeros((self.groups.count, self.strata), np.int64)
+        group, place = np.nonzero(self._sorted >= 0)
+        np.add.at(found, (group, self._sorted[group, place]), counts[group, place])
+        return found
+
+    def unsure(self, block: Block) -> Mask:
+        """Return where the upper bits of an influence do not tell its stratum."""
+        upper = upper_bits(block["influence"] + np.float32(0))  # -0.0 becomes 0.0
+        if self.groups.number is None:
+            found: Mask = self._unsure[0].take(upper)
+        else:
+            found = self._unsure[self.groups.number(block), upper]
+        return found
 
     def _exact_of_one(self, influence: npt.NDArray[np.float32]) -> Numbers:
         """As :meth:`_exact` where there is one group: faster, which counts."""
@@ -213,24 +240,30 @@ class _Cuts:
         return list(itertools.pairwise(bounds))
 
 
-def _count(pool: Pool, cuts: _Cuts) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Count the rows of each cell; also tell which row groups hold a highest influence."""
-    cells, highest = cuts.groups.count * cuts.strata, cuts.highest()
+def _count(pool: Pool, cuts: _Cuts, upper: Counts) -> tuple[Counts, list[int]]:
+    """Count the rows of each cell; also tell which row groups hold a highest influence.
 
-    def look(blocks: Iterator[Block]) -> tuple[npt.NDArray[np.int64], bool]:
+    `upper` are counts by group and first digits; if these are the upper 16 bits, few rows are left
+    to look at.
+    """
+    cells, highest = cuts.groups.count * cuts.strata, cuts.highest()
+    coarse = upper.shape[-1] == 1 << 16
+
+    def look(blocks: Iterator[Block]) -> tuple[Counts, bool]:
         counts, tied = np.zeros(cells + 1, np.int64), False
         for block in blocks:
-            cell = cuts.cell(block)
+            wanted = cuts.unsure(block) if coarse else np.ones(block.size, np.bool_)
             if block.eligible is not None:
-                cell[~block.eligible] = _ASIDE
-            cell += 1
-            counts += np.bincount(cell, minlength=cells + 1)
+                wanted &= block.eligible
+            cell = cuts.cell(block.take(np.flatnonzero(wanted)))
+            counts += np.bincount(cell + 1, minlength=cells + 1)
             tied |= bool((block["influence"] == highest[_group(cuts.groups, block)]).any())
         return counts[1:], tied
 
     columns = ["influence", *cuts.groups.columns]
     found = list(pool.map(look, columns, desc="strata"))
     counts = np.sum([own for own, _ in found], axis=0).reshape(-1, cuts.strata)
+    counts += cuts.count(upper) if coarse else 0
     return counts, [number for number, (_, tied) in enumerate(found) if tied]
 
 

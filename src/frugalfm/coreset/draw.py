@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from frugalfm.coreset.ids import Words, hash_ids
-from frugalfm.coreset.order import Numbers
+from frugalfm.coreset.order import Numbers, upper_bits
 from frugalfm.coreset.pool import MOST_ROWS, Block, Pool
 from frugalfm.coreset.strategies import Plan
 from frugalfm.coreset.tally import Tally
@@ -185,25 +185,23 @@ class _Search:
         # The last entry is for rows of no cell, -1.
         self._takes, self._partly = np.append(some, False), np.append(some & ~whole, False)
         # The upper 16 bits of a hash exclude nearly all rows, without large arrays in between.
-        upper = (bounds.high >> np.uint64(48)).astype(np.int32) + 1
-        upper = np.where(whole, 1 << 16, upper)
-        self._upper = np.append(np.where(some, upper, 0), 0).astype(np.int32)
+        upper = np.where(whole, 0xFFFF, bounds.high >> np.uint64(48))
+        self._upper = np.append(np.where(some, upper, 0), 0).astype(np.uint16)
+        if plan.reach is not None:
+            ends = np.stack([plan.reach[0], plan.reach[1] + 1], axis=1).reshape(-1)
+            self._upper = np.maximum.reduceat(np.append(self._upper, np.uint16(0)), ends)[::2]
 
     def candidates(self, block: Block) -> dict[str, Any] | None:
         """Return ``place, cell, hash`` and the columns to carry; None if there are none."""
-        cell = self.plan.cell(block)
-        if cell is not None and self.plan.ties_only:
-            places, hashes = self._few(block, cell)
-        else:
-            places, hashes = self._many(block, cell)
-        own = np.zeros(len(places), np.int32) if cell is None else cell[places]
-        inside = np.flatnonzero(hashes <= self.bounds.high[own])
+        search = self._few if self.plan.ties_only else self._many
+        places, cell, hashes = search(block)
+        inside = np.flatnonzero(self._takes[cell] & (hashes <= self.bounds.high[cell]))
         if not len(inside):
             return None
-        places, hashes, own = places[inside], hashes[inside], own[inside]
+        places, hashes, cell = places[inside], hashes[inside], cell[inside]
         found: dict[str, Any] = {
             "place": places + block.start,
-            "cell": own.astype(np.int32),
+            "cell": cell.astype(np.int32),
             "hash": hashes,
         }
         for name in self._carry:
@@ -215,26 +213,37 @@ class _Search:
                 found[name] = block[name][places]
         return found
 
-    def _few(self, block: Block, cell: Numbers) -> tuple[Places, Words]:
+    def _few(self, block: Block) -> tuple[Places, Numbers, Words]:
         """Hash the ids of those rows only that are drawn; 0 for rows of cells that go whole."""
+        cell = self._cell(block)
         places = np.flatnonzero(cell >= 0)
         places = self._allowed(block, places[self._takes[cell[places]]])
-        hashes = np.zeros(len(places), np.uint64)
-        drawn = np.flatnonzero(self._partly[cell[places]])
+        cell, hashes = cell[places], np.zeros(len(places), np.uint64)
+        drawn = np.flatnonzero(self._partly[cell])
         if len(drawn):
             ids = block["id"].take(pa.array(places[drawn]))
             hashes[drawn] = hash_ids(ids, self._seed, self._purpose)
-        return places, hashes
+        return places, cell, hashes
 
-    def _many(self, block: Block, cell: Numbers | None) -> tuple[Places, Words]:
-        """Hash all ids."""
+    def _many(self, block: Block) -> tuple[Places, Numbers, Words]:
+        """Hash all ids; then look at those rows only whose hash is not too large for any cell."""
         hashes = hash_ids(block["id"], self._seed, self._purpose, out=_memory.hashes)
-        upper = self._upper[0] if cell is None else self._upper.take(cell, mode="wrap")
-        places = np.flatnonzero(hashes.view(np.uint16)[3::4] < upper)
+        places = np.flatnonzero(hashes.view(np.uint16)[3::4] <= self._most(block))
         places = self._allowed(block, places)
-        hashes = hashes[places]
-        hashes[~self._partly[0 if cell is None else cell[places]]] = 0
-        return places, hashes
+        cell, hashes = self._cell(block.take(places)), hashes[places]
+        hashes[~self._partly[cell]] = 0
+        return places, cell, hashes
+
+    def _most(self, block: Block) -> Any:
+        """Return the upper 16 bits of the largest hash that may be drawn, of each row or all."""
+        if self.plan.reach is not None:
+            return self._upper.take(upper_bits(block["influence"]))
+        cell = self.plan.cell(block)
+        return self._upper[0] if cell is None else self._upper.take(cell, mode="wrap")
+
+    def _cell(self, block: Block) -> Numbers:
+        cell = self.plan.cell(block)
+        return np.zeros(block.size, np.int32) if cell is None else cell
 
     def _allowed(self, block: Block, places: Places) -> Places:
         """Leave out what is not eligible, and what the plan excludes."""

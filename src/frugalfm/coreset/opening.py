@@ -6,15 +6,24 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from frugalfm.coreset.order import Counts, Ranking, count_upper, in_order
+from frugalfm.coreset.order import (
+    WHOLE,
+    Counts,
+    Groups,
+    Ranking,
+    in_order,
+    upper_bits,
+)
 from frugalfm.coreset.pool import (
     SCORES,
     Block,
@@ -33,26 +42,20 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 class _Seen:
-    """What the first pass finds out about consecutive rows."""
+    """Whether rows ascend, and the first and the last of them."""
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self) -> None:
         self.first, self.last = 0, -1
         self.ascending = True
-        self.counts: dict[str, Counts] = {name: np.zeros(1 << 16, np.int64) for name in columns}
         self._empty = True
 
-    def add(self, columns: Mapping[str, Any]) -> None:
-        """Look at a block; at its rows only if they are there."""
-        for name, counts in self.counts.items():
-            count_upper(counts, columns[name])
-        if "row" in columns:
-            row = columns["row"]
-            self._follow(int(row[0]), int(row[-1]), bool((row[1:] > row[:-1]).all()))
+    def add(self, row: Any) -> None:
+        """Look at the rows of a block."""
+        self._follow(int(row[0]), int(row[-1]), bool((row[1:] > row[:-1]).all()))
 
     def merge(self, other: _Seen) -> None:
         if not other._empty:
             self._follow(other.first, other.last, other.ascending)
-        self.counts = {name: own + other.counts[name] for name, own in self.counts.items()}
 
     def _follow(self, first: int, last: int, ascending: bool) -> None:
         self.ascending &= ascending and (self._empty or first > self.last)
@@ -60,11 +63,63 @@ class _Seen:
         self._empty = False
 
 
+class _Counter:
+    """Counts the upper bits of a column, inside groups if there are some, and keeps what it read.
+
+    That is, the column if it is to be kept, and the groups; each in memory, if it fits.
+    """
+
+    def __init__(self, pool: Pool, column: str, groups: Groups, *, keep: bool) -> None:
+        self._pool, self._groups, self._lock = pool, groups, threading.Lock()
+        self._counts: Counts = np.zeros(groups.count << 16, np.int64)
+        self.column, self.columns = column, (column, *groups.columns)
+        self._kept: dict[str, npt.NDArray[Any]] = {}
+        if keep and pool.size * 4 <= pool.memory:
+            self._kept[column] = np.empty(pool.size, np.float32)
+        if groups is not WHOLE and pool.size * 5 <= pool.memory:
+            self._kept["group"] = np.empty(pool.size, np.uint8)
+
+    def add(self, block: Block) -> None:
+        found = {self.column: block[self.column]}
+        places = upper_bits(block[self.column]).astype(np.intp)
+        if self._groups.number is not None:
+            found["group"] = self._groups.number(block)
+            places += found["group"].astype(np.intp) << 16
+        for name, kept in self._kept.items():
+            kept[block.start : block.start + block.size] = found[name]
+        with self._lock:
+            np.add.at(self._counts, places, 1)
+
+    def check(self, files: Sequence[Path]) -> None:
+        """Refuse values with the exponent of NaN and infinity."""
+        counts = self._counts.reshape(-1, 1 << 16)
+        if number := int(counts[:, 0x7F80:0x8000].sum() + counts[:, 0xFF80:].sum()):
+            raise _bad_value(files, self.column, number, self._pool.size)
+
+    def rankings(self) -> dict[str, Ranking]:
+        """Return the ranking by the column's name, and that inside groups by ``within``."""
+        self._pool.kept |= self._kept
+        counts = self._counts.reshape(-1, 1 << 16)
+        # -0.0 is counted below zero, to which it is equal.
+        known = None if counts[:, _NEGATIVE_ZERO].any() else in_order(counts)
+        whole = None if known is None else known.sum(0, keepdims=True)
+        found = {self.column: Ranking(self._pool, self.column, counts=whole)}
+        groups = self._groups
+        if "group" in self._kept:
+            groups = Groups(
+                groups.count, ("group",), lambda block: block["group"].astype(np.int32), True
+            )
+        if groups is not WHOLE:
+            found["within"] = Ranking(self._pool, self.column, groups, counts=known)
+        return found
+
+
 @contextlib.contextmanager
 def open_pool(
     score_files: Sequence[Path],
     *,
     keep: str = "influence",
+    within: Groups = WHOLE,
     memory_limit: str = "1GB",
     scratch: Path | None = None,
 ) -> Iterator[tuple[Pool, dict[str, Ranking]]]:
@@ -79,6 +134,8 @@ def open_pool(
         files every row is read; if they are not in ascending order, a sorted copy is made first.
     keep
         Column to hold in memory, if it fits.
+    within
+        At most 64 groups to rank the influences in, too.
     memory_limit
         What may be held in memory of anything that grows with the pool.
     scratch
@@ -87,7 +144,8 @@ def open_pool(
     Yields
     ------
     tuple
-        The pool, and the rankings of its influences and of `keep`.
+        The pool, and the rankings of its influences and of `keep`; of the influences inside groups
+        by the name ``within``.
 
     Raises
     ------
@@ -102,14 +160,14 @@ def open_pool(
     memory = parse_memory(memory_limit)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="select-") as folder:
         pool = Pool(groups, sum(group.rows for group in groups), Path(folder), memory)
-        pool.first_row = first_if_consecutive(groups)
-        counts = _survey(pool, files, keep)
-        if counts is None:
+        pool.first_row = _first_row(pool)
+        rankings = _survey(pool, files, keep, within)
+        if rankings is None:
             pool.groups = open_groups([_sort(files, pool)])
-            counts = _survey(pool, files, keep)
-        if counts is None:
+            rankings = _survey(pool, files, keep, within)
+        if rankings is None:
             raise _repeated(files, pool)
-        yield pool, {name: Ranking(pool, name, counts=own) for name, own in counts.items()}
+        yield pool, rankings
 
 
 def parse_memory(limit: str) -> int:
@@ -120,46 +178,50 @@ def parse_memory(limit: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _survey(pool: Pool, files: Sequence[Path], keep: str) -> dict[str, Counts] | None:
-    """Check rows and influences; return the counts that ranking begins with, or None if unsorted.
+def _first_row(pool: Pool) -> int | None:
+    """Return the first row if rows are consecutive, by the footers and each group's first block."""
+    first = first_if_consecutive(pool.groups)
+    if first is None:
+        return None
+
+    def look(blocks: Iterator[Block]) -> bool:
+        block = next(blocks)
+        return np.array_equal(block["row"] - (first + block.start), np.arange(block.size))
+
+    return first if all(pool.map(look, ["row"], desc="open")) else None
+
+
+def _survey(
+    pool: Pool, files: Sequence[Path], keep: str, within: Groups
+) -> dict[str, Ranking] | None:
+    """Check rows and influences; return what :func:`open_pool` yields, or None if unsorted.
 
     What is to be kept in memory is kept, and whether the rows are consecutive is noted.
     """
-    ranked = list(dict.fromkeys(["influence", keep]))
-    kept = np.empty(pool.size, np.float32) if pool.size * 4 <= pool.memory else None
+    counters = [_Counter(pool, "influence", within, keep=keep == "influence")]
+    counters += [_Counter(pool, keep, WHOLE, keep=True)] if keep != "influence" else []
 
     def look(blocks: Iterator[Block]) -> _Seen:
-        seen = _Seen(ranked)
+        seen = _Seen()
         for block in blocks:
-            seen.add(block.columns)
-            if kept is not None:
-                kept[block.start : block.start + block.size] = block[keep]
+            for counter in counters:
+                counter.add(block)
+            if "row" in block.columns:
+                seen.add(block["row"])
         return seen
 
-    columns = [*ranked, *(["row"] if pool.first_row is None else [])]
-    seen = _Seen(ranked)
+    columns = ["row"] if pool.first_row is None else []
+    columns += [column for counter in counters for column in counter.columns]
+    seen = _Seen()
     for found in pool.map(look, columns, desc="check"):
         seen.merge(found)
-    for column, counts in seen.counts.items():
-        if number := _not_finite(counts):
-            raise _bad_value(files, column, number, pool.size)
+    for counter in counters:
+        counter.check(files)
     if pool.first_row is None and not seen.ascending:
         return None
     if pool.first_row is None and seen.last - seen.first + 1 == pool.size:
         pool.first_row = seen.first
-    if kept is not None:
-        pool.kept[keep] = kept
-    return {
-        column: Ranking(pool, column).counts
-        if counts[_NEGATIVE_ZERO]
-        else in_order(counts).reshape(1, -1)
-        for column, counts in seen.counts.items()
-    }
-
-
-def _not_finite(counts: Counts) -> int:
-    """Count values with the exponent of NaN and infinity."""
-    return int(counts[0x7F80:0x8000].sum() + counts[0xFF80:].sum())
+    return {name: own for counter in counters for name, own in counter.rankings().items()}
 
 
 def _sort(files: Sequence[Path], pool: Pool) -> Path:

@@ -183,6 +183,8 @@ class Ranking:
 
     Attributes
     ----------
+    groups
+        Inside which it ranks.
     sizes
         Number of rows of each group.
     counts
@@ -192,11 +194,12 @@ class Ranking:
     def __init__(
         self, pool: Pool, column: str, groups: Groups = WHOLE, *, counts: Counts | None = None
     ):
-        self._pool, self._column, self._groups = pool, column, groups
+        self._pool, self._column, self.groups = pool, column, groups
         self._bits = 16 if groups.count <= _MANY_GROUPS else 8
         self.counts: Counts = self._count([], groups.count) if counts is None else counts
         self.sizes = self.counts.sum(1)
         self._found: dict[tuple[int, int], OrderStatistic] = {}
+        self._expected: list[tuple[int, int]] = []
         self._watch: Watch | None = None
 
     def at(self, ranks: Mapping[int, Sequence[int]]) -> dict[tuple[int, int], OrderStatistic]:
@@ -209,15 +212,22 @@ class Ranking:
             self._watch = None
         keys = [(group, rank) for group, own in ranks.items() for rank in own]
         if wanted := [key for key in keys if key not in self._found]:
-            self._found |= self._find(wanted)
+            self._found |= self._find([*wanted, *self._expected])
+            self._expected = []
         return {key: self._found[key] for key in keys}
 
-    def watch(self, ranks: Sequence[int]) -> Watch:
-        """Return what finds these ranks by seeing all values in a pass that is made anyway.
+    def expect(self, ranks: Sequence[int]) -> None:
+        """Look for these ranks too in the next pass that is made, of a whole pool."""
+        self._expected += [(0, rank) for rank in ranks]
 
-        Once it has, `at` knows them. For the ranking of a whole pool.
+    def watch(self) -> Watch | None:
+        """Return what finds the expected ranks by seeing all values; None if they are known.
+
+        Once it has seen them, in a pass that is made anyway, `at` knows those ranks.
         """
-        self._watch = Watch(self.counts, ranks)
+        if self._expected:
+            self._watch = Watch(self.counts, [rank for _, rank in self._expected])
+            self._expected = []
         return self._watch
 
     def _find(self, wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], OrderStatistic]:
@@ -248,7 +258,7 @@ class Ranking:
                 with lock:
                     np.add.at(counts, found, 1)
 
-        for _ in self._pool.map(look, [column, *self._groups.columns], desc="rank"):
+        for _ in self._pool.map(look, [column, *self.groups.columns], desc="rank"):
             pass
         table = counts.reshape(slots, -1)
         return table if tables else in_order(table)
@@ -270,10 +280,10 @@ class Ranking:
         if block.eligible is not None:
             eligible = block.eligible if places is None else block.eligible[places]
             places = np.flatnonzero(eligible) if places is None else places[eligible]
-        if self._groups.number is None:
+        if self.groups.number is None:
             return places, np.intp(0)
-        group = self._groups.number(block if places is None else block.take(places))
-        if not self._groups.complete:
+        group = self.groups.number(block if places is None else block.take(places))
+        if not self.groups.complete:
             inside = np.flatnonzero(group >= 0)
             places = inside if places is None else places[inside]
             group = group[inside]

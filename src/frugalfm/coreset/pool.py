@@ -46,12 +46,16 @@ _MOST_THREADS = 8
 
 
 class Group(NamedTuple):
-    """A row group of a score file: its rows are ``start`` to ``start + rows - 1`` of the pool."""
+    """A row group of a score file: its rows are ``start`` to ``start + rows - 1`` of the pool.
+
+    `ends` are the smallest and largest ``row`` by the footer, if it has them.
+    """
 
     path: Path
     number: int
     start: int
     rows: int
+    ends: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -246,58 +250,51 @@ def open_groups(files: Sequence[Path]) -> list[Group]:
     InputError
         A file is missing, damaged or lacks a column.
     """
-    found = []
-    for path in files:
-        schema, sizes = _footer(path)
-        _check_columns(path, schema)
-        numbers = [number for number, rows in enumerate(sizes) if rows]
-        if numbers:
-            probe = Group(path, numbers[0], 0, sizes[numbers[0]])
-            _, _, columns = next(_read(probe, ["row"]))
-            found.append((int(columns["row"][0]), path, [(n, sizes[n]) for n in numbers]))
+    found = [(_first_row(own[0]), own) for path in files if (own := _groups_of(path))]
     groups, start = [], 0
-    for _, path, own in sorted(found, key=lambda item: item[:2]):
-        for number, rows in own:
-            groups.append(Group(path, number, start, rows))
-            start += rows
+    for _, own in sorted(found, key=lambda item: (item[0], item[1][0].path)):
+        for group in own:
+            groups.append(group._replace(start=start))
+            start += group.rows
     return groups
 
 
 def first_if_consecutive(groups: Sequence[Group]) -> int | None:
-    """Return the first row if each follows the one before, by all that is known without reading.
-
-    Known are the smallest and largest row of each row group, and the rows of its first block.
-    """
-    first = expected = None
-    for group in groups:
-        ends = _row_range(group)
-        if ends is None or ends[1] - ends[0] + 1 != group.rows or expected not in {None, ends[0]}:
+    """Return the first row if each follows the one before, by what the footers say."""
+    expected = None
+    for _, _, _, rows, ends in groups:
+        if ends is None or ends[1] - ends[0] + 1 != rows or expected not in {None, ends[0]}:
             return None
-        _, size, columns = next(_read(group, ["row"]))
-        if not np.array_equal(columns["row"], np.arange(ends[0], ends[0] + size)):
-            return None
-        first, expected = ends[0] if first is None else first, ends[1] + 1
-    return first
+        expected = ends[1] + 1
+    return groups[0].ends[0] if groups[0].ends else None
 
 
-def _row_range(group: Group) -> tuple[int, int] | None:
-    with pq.ParquetFile(group.path) as file:
-        place = file.metadata.schema.names.index("row")
-        found = file.metadata.row_group(group.number).column(place).statistics
-        return (found.min, found.max) if found is not None and found.has_min_max else None
-
-
-def _footer(path: Path) -> tuple[pa.Schema, list[int]]:
+def _groups_of(path: Path) -> list[Group]:
+    """List the row groups of a file that hold any row."""
     try:
         with pq.ParquetFile(path) as file:
-            meta = file.metadata
-            return file.schema_arrow, [
-                meta.row_group(number).num_rows for number in range(meta.num_row_groups)
-            ]
+            schema, meta = file.schema_arrow, file.metadata
+            _check_columns(path, schema)
+            place = meta.schema.names.index("row")
+            found = []
+            for number in range(meta.num_row_groups):
+                group = meta.row_group(number)
+                if group.num_rows:
+                    row = group.column(place).statistics
+                    ends = (row.min, row.max) if row is not None and row.has_min_max else None
+                    found.append(Group(path, number, 0, group.num_rows, ends))
+            return found
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: {damaged(error)}") from None
+
+
+def _first_row(group: Group) -> int:
+    if group.ends is not None:
+        return group.ends[0]
+    _, _, columns = next(_read(group, ["row"]))
+    return int(columns["row"][0])
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

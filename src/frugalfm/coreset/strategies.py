@@ -16,21 +16,22 @@ import numpy.typing as npt
 
 from frugalfm.coreset.budgets import apportion, length_bin_start
 from frugalfm.coreset.eligible import Preference
-from frugalfm.coreset.order import WHOLE, Groups, Numbers, OrderStatistic, Ranking, Watch
+from frugalfm.coreset.order import WHOLE, Groups, Numbers, OrderStatistic, Ranking
 from frugalfm.coreset.pool import Block, Pool
 
 __all__ = [
+    "LENGTH_BINS",
     "PREFERENCES",
     "Part",
     "Plan",
     "Strata",
     "Strategy",
     "Stratum",
+    "expect_deciles",
     "length_bins",
     "plan_random",
     "plan_window",
     "score_deciles",
-    "watch_deciles",
 ]
 
 Strategy = Literal[
@@ -103,6 +104,9 @@ class Plan:
         Positions, ascending, that are not drawn whatever their cell.
     ties_only
         Most cells are taken whole or not at all, so that few ids need a hash.
+    reach
+        Lowest and highest cell of a row by the upper bits of its influence, if these say so much;
+        the number of cells stands for rows that are not wanted.
     """
 
     columns: tuple[str, ...]
@@ -113,11 +117,12 @@ class Plan:
     dropped: int = 0
     without: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     ties_only: bool = False
+    reach: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]] | None = None
 
 
-def watch_deciles(ranking: Ranking) -> Watch:
-    """Return what has to see all influences before :func:`score_deciles`."""
-    return ranking.watch([1, *_decile_ranks(ranking)])
+def expect_deciles(ranking: Ranking) -> None:
+    """Ask a ranking for what :func:`score_deciles` needs, should it make a pass before."""
+    ranking.expect([1, *_decile_ranks(ranking)])
 
 
 def score_deciles(ranking: Ranking) -> Strata:
@@ -166,11 +171,11 @@ def plan_window(
     With `by_length` inside length bins, each sqrt(2) times as long as the one before, which share
     a quota in proportion to their sizes: so short sequences do not win by being short.
 
-    `ranking` is that of the column over the whole pool.
+    `ranking` is that of the column over the whole pool, with `by_length` inside `LENGTH_BINS`.
     """
-    inside = _with_bins(groups) if by_length else groups
-    if inside is not WHOLE or pool.eligible is not None:
-        ranking = Ranking(pool, column, inside)
+    if groups is not WHOLE or pool.eligible is not None:
+        ranking = Ranking(pool, column, _with_bins(groups) if by_length else groups)
+    inside = ranking.groups
     sizes = ranking.sizes
     quotas = np.array([part.quota for part in parts])
     if by_length:
@@ -252,7 +257,7 @@ def length_bins(lengths: npt.NDArray[Any]) -> Numbers:
 
 
 _BIN_STARTS = np.array([length_bin_start(number) for number in range(_BINS)])
-_BIN_OF = (np.searchsorted(_BIN_STARTS, np.arange(1 << 16), side="right") - 1).astype(np.int32)
+_BIN_OF = np.searchsorted(_BIN_STARTS[1:], np.arange(1 << 16), side="right").astype(np.int32)
 
 
 def _with_bins(groups: Groups) -> Groups:
@@ -265,6 +270,9 @@ def _with_bins(groups: Groups) -> Groups:
 
     columns = ("length", *groups.columns)
     return Groups(groups.count * _BINS, columns, number, complete=groups.complete)
+
+
+LENGTH_BINS = _with_bins(WHOLE)
 
 
 def _by_bin(sizes: npt.NDArray[np.int64], parts: Sequence[Part]) -> npt.NDArray[np.int64]:
