@@ -141,3 +141,6 @@ def register_pooled() -> None:
         (DnaBert2Config, PooledDnaBert2ForSequenceClassification),
     ):
         AutoModelForSequenceClassification.register(config, model, exist_ok=True)
+        # transformers 5.17 passes over a class for a config of its own, without a word.
+        mapping: Any = AutoModelForSequenceClassification._model_mapping  # noqa: SLF001
+        mapping._extra_content.setdefault(config, model)  # noqa: SLF001

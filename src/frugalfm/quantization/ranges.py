@@ -88,7 +88,8 @@ def cover_inputs(
         )
         for site in sites
     }
-    chosen = transforms or {}
+    device = next(model.parameters()).device
+    chosen = {name: transform.to(device) for name, transform in (transforms or {}).items()}
 
     def see(site: Site, values: Tensor) -> None:
         transform = chosen.get(site.name)

@@ -111,7 +111,8 @@ def _simulate(model: nn.Module, scheme: Scheme, sites: Sequence[str]) -> dict[st
     for site in sites:
         linear, transform = linear_of(model, site), scheme.transforms.get(site)
         weight = scheme.quantized_weight(site, linear)
-        found[site] = SimulatedLinear(linear, weight, None, transform)
+        moved = None if transform is None else transform.to(weight.device)
+        found[site] = SimulatedLinear(linear, weight, None, moved)
     return found
 
 
