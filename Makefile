@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint
+.PHONY: install demo test lowest lint
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/installed
@@ -26,6 +26,14 @@ demo: install
 ## install what is missing and pass the tests
 test: $(VENV)/tested
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+$(VENV)/lowest/installed: $(VENV)/tested
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(@D) transformers==5.17.0
+	touch $@
+
+## the oldest transformers that pyproject.toml allows, on what asks most of it
+lowest: $(VENV)/lowest/installed
+	PYTHONPATH=$(VENV)/lowest $(BIN)/python -m pytest -n auto --dist worksteal tests/encoders tests/attention tests/training
 
 ## ruff and mypy
 lint: $(VENV)/tested
