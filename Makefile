@@ -28,12 +28,13 @@ test: $(VENV)/tested
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 $(VENV)/lowest/installed: $(VENV)/tested
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(@D) transformers==5.17.0
+	grep -v -e ^transformers -e ^tokenizers constraints-cpu.txt > $(VENV)/lowest.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade -c $(VENV)/lowest.txt --target $(@D) transformers==5.17.0
 	touch $@
 
 ## the oldest transformers that pyproject.toml allows, on what asks most of it
 lowest: $(VENV)/lowest/installed
-	PYTHONPATH=$(VENV)/lowest $(BIN)/python -m pytest -n auto --dist worksteal tests/encoders tests/attention tests/training
+	PYTHONPATH=$(abspath $(VENV)/lowest) $(BIN)/python -m pytest -n auto --dist worksteal tests/encoders tests/attention tests/training
 
 ## ruff and mypy
 lint: $(VENV)/tested

@@ -157,8 +157,11 @@ class _Case:
     @cached_property
     def _read(self) -> Any:
         from frugalfm.quantization.running import read_own_task
+        from frugalfm.quantization.subjects import read_tuning
 
-        return None if self._task is None else read_own_task(self._task, self._subject)
+        if self._task is None:
+            return None
+        return read_own_task(self._task, self._subject, read_tuning(self.folder))
 
     def quantize(self, plan: QuantizationPlan) -> Row:
         """Find a scheme and measure it."""

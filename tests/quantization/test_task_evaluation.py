@@ -226,6 +226,8 @@ def test_the_task_is_read_as_tune_was_told_to(tmp_path):
     for name, found in plain["test"].items():
         assert found["value"] == pytest.approx(metrics["test"][name]["value"], nan_ok=True)
     assert read_tuning(tmp_path / "model") == {}
+    with pytest.raises(InputError, match=r"tuned with .*--dev-share 0.2.* as tune was given it"):
+        quantize(out, task=make_task(tmp_path / "other", sizes=SIZES), out=tmp_path / "q2")
 
 
 def test_the_task_has_to_be_the_models_own(tmp_path):

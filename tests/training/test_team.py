@@ -72,10 +72,20 @@ def test_one_process_is_alone(monkeypatch):
         assert found is ALONE
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_processes_do_not_share_a_gpu(monkeypatch, device):
+def launch(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(team.dist, "is_torchelastic_launched", lambda: True)
+
+
+def test_a_penalty_on_whole_batches_is_not_shared(monkeypatch):
+    launch(monkeypatch)
+    with pytest.raises(InputError, match="start one process"):
+        join_team(torch.device("cpu"), flatten=0.02).__enter__()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_processes_do_not_share_a_gpu(monkeypatch, device):
+    launch(monkeypatch)
     with pytest.raises(InputError, match="a process for each GPU"), join_team(torch.device(device)):
         pass

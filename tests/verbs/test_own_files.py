@@ -154,6 +154,13 @@ def test_shards_have_no_other_column(tuned, tmp_path):
     shards = build(write_fasta(tmp_path / "in.fa", 8), alphabet="rna", out=tmp_path / "shards")
     with pytest.raises(InputError, match="leave out --sequence-column"):
         embed(tuned.checkpoint, shards, out=tmp_path / "e.parquet", sequence_column="rna")
+    # Beside a table they may be built again: the option is the table's.
+    (tmp_path / "t.csv").write_text(table())
+    both = build(shards, tmp_path / "t.csv", alphabet="rna", sequence_column="rna",
+                 out=tmp_path / "both")  # fmt: skip
+    assert len(pq.read_table(both / "part-00000.parquet")) == 68
+    with pytest.raises(InputError, match="it out"):
+        quantize(tuned()[0], task=tmp_path, out=tmp_path / "q", sequence_column="rna")
 
 
 def test_lines_are_predicted_as_tables_are(tuned, tmp_path):

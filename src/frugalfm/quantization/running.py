@@ -25,14 +25,14 @@ from frugalfm.quantization.task_evaluation import (
     encode_unlabelled,
     task_batches,
 )
-from frugalfm.tasks.folder import Task, read_task
+from frugalfm.tasks.folder import Task, find_splits, read_task
 from frugalfm.tasks.kinds import is_map
 from frugalfm.tasks.reading import Reading
 from frugalfm.training.data import Batch
 from frugalfm.training.labelled import TuningData
 from frugalfm.training.predicting import TaskHead
 
-__all__ = ["Quantized", "quantize_subject", "read_own_task"]
+__all__ = ["Quantized", "list_own_splits", "quantize_subject", "read_own_task"]
 
 _SHOWN = 4
 _PLAIN: Mapping[str, Any] = {}
@@ -79,6 +79,27 @@ class Quantized:
         }
 
 
+def list_own_splits(folder: Path, tuning: Mapping[str, Any]) -> dict[str, Path]:
+    """List the files of the task that a model was tuned on, as :func:`read_own_task` reads them."""
+    with _as_tuned(tuning):
+        return find_splits(folder, Reading.from_config(tuning))
+
+
+@contextlib.contextmanager
+def _as_tuned(tuning: Mapping[str, Any]) -> Iterator[None]:
+    """Say in messages about the task where the options came from that they name."""
+    try:
+        yield
+    except InputError as error:
+        given = Reading.from_config(tuning).identity()
+        if not given:
+            raise
+        options = ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in given.items())
+        raise InputError(
+            f"{error} (the model was tuned with {options}: give the task as tune was given it)"
+        ) from None
+
+
 def read_own_task(folder: Path, subject: Subject, tuning: Mapping[str, Any] = _PLAIN) -> Task:
     """Read the task that a model was tuned on, as it was read then.
 
@@ -104,14 +125,15 @@ def read_own_task(folder: Path, subject: Subject, tuning: Mapping[str, Any] = _P
             "or leave out --task"
         )
     codec = subject.codec
-    task = read_task(
-        folder,
-        codec.alphabet,
-        kind=head.kind,
-        max_residues=codec.max_residues,
-        reading=Reading.from_config(tuning),
-        **{name: tuning[name] for name in ("leaks", "too_long") if name in tuning},
-    )
+    with _as_tuned(tuning):
+        task = read_task(
+            folder,
+            codec.alphabet,
+            kind=head.kind,
+            max_residues=codec.max_residues,
+            reading=Reading.from_config(tuning),
+            **{name: tuning[name] for name in ("leaks", "too_long") if name in tuning},
+        )
     if head.classes and task.classes != head.classes and not _are_placeholders(head.classes):
         raise InputError(
             f"{folder}: has the classes {', '.join(task.classes)}, the model was tuned for "

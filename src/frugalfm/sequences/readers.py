@@ -163,8 +163,6 @@ def open_sources(
             if fixed:
                 remedy = f"take a model for them (this one reads {alphabet})"
             raise InputError(f"{path}: holds {shards.alphabet} sequences; {remedy}")
-        if sequence_column not in {"sequence", *(columns or ())}:
-            raise InputError(f"{path}: holds shards, not a table; leave out --sequence-column")
         files = [part.path for part in shards.parts]
         return [_open_table(file, "parquet", "id", "sequence", columns) for file in files]
     if not path.exists():
@@ -230,6 +228,8 @@ def stream_sequences(
     InputError
         Bad input; names the file, and the line where there is one.
     """
+    if Path(path).is_dir() and sequence_column != "sequence":
+        raise InputError(f"{path}: holds shards, not a table; leave out --sequence-column")
     cleaner = Cleaner(get_alphabet(alphabet), fixed=True)
     wanted = list(columns or ())
     sources = open_sources(

@@ -106,9 +106,7 @@ class Team:
             return model
         place = [device] if device.type == "cuda" else None
         # Heads that a masked-language model carries along get no gradient.
-        return DistributedDataParallel(
-            model, device_ids=place, find_unused_parameters=True, broadcast_buffers=False
-        )
+        return DistributedDataParallel(model, device_ids=place, find_unused_parameters=True)
 
     def share(self, batch: Batch) -> Batch:
         """Give this process its rows of a batch; one without targets where there are too few."""
@@ -127,23 +125,29 @@ ALONE = Team()
 
 
 @contextmanager
-def join_team(device: torch.device) -> Iterator[Team]:
+def join_team(device: torch.device, *, flatten: float = 0.0) -> Iterator[Team]:
     """Find the processes that torchrun started with this one; alone without it.
 
     Parameters
     ----------
     device
         Where this process computes.
+    flatten
+        Weight of a penalty that is a mean over all tokens of a batch, so that shares cannot tell.
 
     Raises
     ------
     InputError
-        Several processes would share a GPU.
+        Several processes would share a GPU, or there is a penalty.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or not dist.is_torchelastic_launched():
+    if size == 1 or not dist.is_torchelastic_launched() or dist.is_initialized():
         yield ALONE
         return
+    if flatten:
+        raise InputError(
+            f"--flatten {flatten:g} needs whole batches: leave it out, or start one process"
+        )
     if device.type == "cuda":
         if device.index != int(os.environ["LOCAL_RANK"]):
             raise InputError(

@@ -155,7 +155,7 @@ def convert(
     config = recipe.identity() | settings | {"validation_fraction": validation_fraction}
     inputs = {"checkpoint": checkpoint, "data": data, "validation": validation}
     with (
-        join_team(place) as team,
+        join_team(place, flatten=flatten) as team,
         team.open(out, "checkpoint", config, inputs, overwrite=overwrite) as stage,
     ):
         if stage.done:
@@ -171,6 +171,7 @@ def convert(
             "parameters": sum(p.numel() for p in made.parameters()),
             "device": str(place),
         }
+        team.wait()  # others may still read what committing removes
         if team.leads:
             card = _write_card(made.config, stored, data, summary)
             save_encoder(made.cpu(), words, stage.work, card)

@@ -161,7 +161,7 @@ def pretrain(
     config |= {"flatten": flatten} if flatten else {}
     inputs = {"data": data, "model": source, "validation": validation, "tokenizer": tokenizer}
     with (
-        join_team(place) as team,
+        join_team(place, flatten=flatten) as team,
         team.open(out, "checkpoint", config, inputs, overwrite=overwrite) as stage,
     ):
         if stage.done:

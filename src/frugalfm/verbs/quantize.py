@@ -171,7 +171,7 @@ def quantize(
     from frugalfm.quantization.describing import summarise
     from frugalfm.quantization.methods import METHODS
     from frugalfm.quantization.plan import QuantizationPlan
-    from frugalfm.quantization.running import read_own_task
+    from frugalfm.quantization.running import list_own_splits, read_own_task
     from frugalfm.quantization.subjects import check_subject, load_subject, read_tuning
 
     options: dict[str, Any] = {
@@ -205,10 +205,11 @@ def quantize(
     if deploy:
         check_options(plan.method, plan.settings, plan.sites)
     tuned = check_subject(checkpoint) is not None
-    _check_inputs(tuned, data, task)
+    _check_inputs(tuned, data, task, sequence_column)
     where = choose_device(device)
     tuning = read_tuning(checkpoint)
-    inputs = {"checkpoint": checkpoint, "data": data, **_list_splits(task, tuning)}
+    splits = {} if task is None else list_own_splits(task, tuning)
+    inputs = {"checkpoint": checkpoint, "data": data, **splits}
     given = {name: path for name, path in inputs.items() if path is not None}
     config = plan.identity() | ({"deploy": precision} if deploy else {})
     with open_stage(out, "quantization", config, given, overwrite=overwrite) as stage:
@@ -236,7 +237,11 @@ def quantize(
     return stage.out
 
 
-def _check_inputs(tuned: bool, data: Path | None, task: Path | None) -> None:
+def _check_inputs(tuned: bool, data: Path | None, task: Path | None, column: str | None) -> None:
+    if data is None and column is not None:
+        raise InputError(
+            "--sequence-column is for --data; a task is read as tune was told to: leave it out"
+        )
     if not tuned and task is not None:
         raise InputError(
             f"--task {task}: the checkpoint has no head to predict it with; quantize what "
@@ -245,12 +250,6 @@ def _check_inputs(tuned: bool, data: Path | None, task: Path | None) -> None:
     if data is None and task is None:
         ways = "--task, or sequences with --data" if tuned else "sequences with --data"
         raise InputError(f"there is nothing to calibrate on; give {ways}")
-
-
-def _list_splits(task: Path | None, tuning: dict[str, Any]) -> dict[str, Path]:
-    from frugalfm.tasks import Reading, find_splits
-
-    return {} if task is None else find_splits(task, Reading.from_config(tuning))
 
 
 def _work(
