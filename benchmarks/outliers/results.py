@@ -19,6 +19,9 @@ GOAL = {"kurtosis": 0.92, "inf_norm": 0.82}
 _LEAST_EXCESS = 0.1
 """Excess kurtosis of a control below which there is nothing to remove."""
 
+_LOST = 0.5
+"""Nats above the control's loss at which an arm did not learn."""
+
 _EXCESSES = {
     "kurtosis": ("avg_kurtosis", "avg_kurtosis_gaussian"),
     "inf_norm": ("max_inf_norm", "max_inf_norm_gaussian"),
@@ -132,6 +135,8 @@ def _judge(arm: Arm, change: dict[str, Any]) -> dict[str, Any]:
     significant = loss["low"] is not None and not loss["low"] <= 0 <= loss["high"]
     tone = "" if significant or loss["low"] is None else ", within the spread of seeds"
     words += f"; loss {loss['mean']:+.4f} nats{tone}"
+    if loss["mean"] > _LOST:
+        words += ", so that it did not learn and its outliers say nothing"
     outcome = {None: "not testable", True: "reached", False: "not reached"}[reached]
     return {"reached": reached, "no_worse": bool(no_worse), "words": f"{words}: goal {outcome}."}
 

@@ -88,9 +88,16 @@ def _finish(module: str) -> None:
 
 _AUTO = "transformers.models.auto.modeling_auto"
 _LAYERS = "transformers.modeling_layers"
-_MODELS = tuple(
-    f"frugalfm.encoders.{name}"
-    for name in ("dnabert2.layers", "dnabert2.modeling", "pieces", "pooled")
+# What registering imports: not to be found half imported.
+_MODELS = (
+    "transformers.models.esm.configuration_esm",
+    "transformers.models.esm.modeling_esm",
+    "transformers.models.esmc.configuration_esmc",
+    "transformers.models.esmc.modeling_esmc",
+    "frugalfm.encoders.dnabert2.layers",
+    "frugalfm.encoders.dnabert2.modeling",
+    "frugalfm.encoders.pieces",
+    "frugalfm.encoders.pooled",
 )
 _whole: set[str] = set()
 

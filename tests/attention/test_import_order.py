@@ -14,10 +14,15 @@ MODULES = [
     "transformers.models.bert.modeling_bert",
     "transformers.models.qwen3.modeling_qwen3",
     "transformers.masking_utils",
+    "transformers.models.esm.configuration_esm",
+    "transformers.models.esm.modeling_esm",
+    "transformers.models.esmc.configuration_esmc",
+    "transformers.models.esmc.modeling_esmc",
     "frugalfm.encoders.dnabert2.modeling",
     "frugalfm.encoders.dnabert2.layers",
     "frugalfm.encoders.pieces",
     "frugalfm.encoders.pooled",
+    "frugalfm.encoders.resolve",
 ]
 
 
@@ -49,3 +54,15 @@ def test_every_module_of_ours_with_a_model_is_waited_for():
     registered = {name for name in homes if name.startswith("frugalfm.encoders.")}
     assert registered
     assert registered <= set(frugalfm._MODELS)
+
+
+def test_what_registering_imports_of_transformers_is_waited_for():
+    code = (
+        "import sys, transformers.modeling_layers, transformers.models.auto.modeling_auto; "
+        "before = set(sys.modules); import frugalfm; "
+        "new = {n for n in set(sys.modules) - before if n.startswith('transformers.models.')}; "
+        "found = {n for n in new if not hasattr(sys.modules[n], '__path__')}; "
+        "print(len(found), sorted(found - set(frugalfm._MODELS)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "4 []"
