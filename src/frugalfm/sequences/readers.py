@@ -199,7 +199,7 @@ def stream_sequences(
     path: Path,
     alphabet: str,
     columns: Sequence[str] | None = None,
-    sequence_column: str = "sequence",
+    sequence_column: str | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Every sequence of a file or of shards, normalised and checked, in order.
 
@@ -216,7 +216,7 @@ def stream_sequences(
     columns
         The user's columns to pass on as well.
     sequence_column
-        Of tables: what ``--sequence-column`` says.
+        Of tables: what ``--sequence-column`` says; None is ``sequence``.
 
     Yields
     ------
@@ -228,13 +228,12 @@ def stream_sequences(
     InputError
         Bad input; names the file, and the line where there is one.
     """
-    if Path(path).is_dir() and sequence_column != "sequence":
+    column = sequence_column or "sequence"
+    if Path(path).is_dir() and column != "sequence":
         raise InputError(f"{path}: holds shards, not a table; leave out --sequence-column")
     cleaner = Cleaner(get_alphabet(alphabet), fixed=True)
     wanted = list(columns or ())
-    sources = open_sources(
-        path, alphabet, sequence_column=sequence_column, columns=wanted, fixed=True
-    )
+    sources = open_sources(path, alphabet, sequence_column=column, columns=wanted, fixed=True)
     for source in sources:
         _require(source, wanted)
     for source in sources:

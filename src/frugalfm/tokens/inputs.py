@@ -48,9 +48,7 @@ def stream_encoded(
     InputError
         The input cannot be read, or holds a sequence that is longer than the model takes.
     """
-    for batch in stream_sequences(
-        path, codec.alphabet, sequence_column=sequence_column or "sequence"
-    ):
+    for batch in stream_sequences(path, codec.alphabet, sequence_column=sequence_column):
         try:
             tokens, lengths = codec.encode(batch.column("sequence"))
         except InputError as error:

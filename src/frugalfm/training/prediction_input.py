@@ -159,7 +159,7 @@ def _stream_single(
     path: Path, alphabet: str, column: str | None
 ) -> Iterator[tuple[pa.Array, list[pa.Array]]]:
     """Yield ids and the column of sequences, normalised and checked."""
-    for batch in stream_sequences(path, alphabet, sequence_column=column or "sequence"):
+    for batch in stream_sequences(path, alphabet, sequence_column=column):
         if len(batch):
             yield batch.column("id"), [batch.column("sequence")]
 

@@ -171,14 +171,13 @@ def convert(
             "parameters": sum(p.numel() for p in made.parameters()),
             "device": str(place),
         }
-        team.wait()  # others may still read what committing removes
         if team.leads:
             card = _write_card(made.config, stored, data, summary)
             save_encoder(made.cpu(), words, stage.work, card)
             stage.commit(summary)
+            print(f"{out}: {stored} to {attention}, {steps} steps, {summary['seconds']:.0f} s")
+            print(_tabulate(summary))
         team.wait()
-    team.say(f"{out}: {stored} to {attention}, {steps} steps, {summary['seconds']:.0f} s")
-    team.say(_tabulate(summary))
     return out
 
 
@@ -196,7 +195,7 @@ def _work(
     from frugalfm.training.conversion import prepare_start, raise_strength
     from frugalfm.training.flatten import penalise_kurtosis
 
-    kit = _Kit(data, recipe, settings["limit"], stage.work / _MEASURES, writes=team.leads)
+    kit = _Kit(data, recipe, settings["limit"], stage.work / _MEASURES, measures=team.leads)
     kit.measure("before", model)
     start = settings["start"]
     if settings["attention"] != model.config.attention:
@@ -230,14 +229,17 @@ def _work(
 
 
 class _Kit:
-    """What a conversion measures, always on the same sequences; kept on disk as it is found."""
+    """What a conversion measures, always on the same sequences; kept on disk as it is found.
+
+    Of several processes one `measures`, while the others wait for it in the next step.
+    """
 
     def __init__(
-        self, data: TrainingData, recipe: Recipe, limit: int, path: Path, *, writes: bool
+        self, data: TrainingData, recipe: Recipe, limit: int, path: Path, *, measures: bool
     ) -> None:
         import json
 
-        self._data, self._recipe, self._path, self._writes = data, recipe, path, writes
+        self._data, self._recipe, self._path, self._measures = data, recipe, path, measures
         rows = data.held_out_rows[:limit]
         self._sequences = [data.held_out[row] for row in rows]
         self.found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -258,7 +260,7 @@ class _Kit:
         from frugalfm.training.conversion import measure_null
         from frugalfm.training.loop import validate
 
-        if moment in self.found:
+        if moment in self.found or not self._measures:
             return
         was_training = model.training
         model.eval()
@@ -271,8 +273,7 @@ class _Kit:
             found |= assess_robustness(model, self._data.codec, self._sequences)
         model.train(was_training)
         self.found[moment] = found
-        if self._writes:
-            write_json(self._path, self.found)
+        write_json(self._path, self.found)
 
 
 _ROWS = (
