@@ -134,10 +134,11 @@ def test_sink_spans_softmax_and_softmax1():
 def test_zero_key_path_equals_the_fused_one():
     """The path of dropout, trainable biases and CUDA."""
     tensors, bias, extra = make_inputs(2, 3, 11, 8, masked=True, alibi=True)
-    for mask in (bias, None):
+    for mask in (bias, bias[:1], bias[:1, :1], None):
         fused = run(
-            lambda *a: attend("sink", *a), tensors, mask, extra["sink"], torch.float64, "cpu"
-        )
+            lambda q, k, v, b, e: attend("sink", q, k, v, None if b is None else b.squeeze(), e),
+            tensors, mask, extra["sink"], torch.float64, "cpu",
+        )  # fmt: skip
         padded = run(
             lambda q, k, v, b, e: attend_by_zero_key(q, k, v, b, sink=e[0]),
             tensors, mask, extra["sink"], torch.float64, "cpu",

@@ -156,6 +156,19 @@ def test_repeats_are_counted_dropped_or_refused(make):
         read_task(make(files), "rna", leaks="error")
 
 
+def test_what_is_alike_once_cropped_is_a_leak(make):
+    folder = make({"train": "sequence,label\nACGUA,a\nCC,b\n",
+                   "dev": "sequence,label\nUUU,a\n",
+                   "test": "sequence,label\nACGUU,a\nACGU,b\nGG,b\n"})  # fmt: skip
+    assert read_task(folder, "rna").repeats["test_in_train"] == 0
+    cropped = read_task(folder, "rna", max_residues=4)
+    assert (cropped.repeats["test_in_train"], cropped.repeats["duplicates_in_test"]) == (2, 1)
+    dropped = read_task(folder, "rna", max_residues=4, leaks="drop")
+    assert dropped.test.sequences.to_pylist() == ["GG"]
+    with pytest.raises(InputError, match="2 test in train"):
+        read_task(folder, "rna", max_residues=4, leaks="error")
+
+
 def test_dropping_everything_is_refused(make):
     rows = "sequence,label\nA,a\nC,b\n"
     with pytest.raises(InputError, match=r"dev\.csv: every sequence"):

@@ -64,6 +64,23 @@ def test_diverging_run_is_stopped_with_a_remedy(tmp_path):
         train(model, data, Recipe(steps=20), tmp_path, state=tmp_path, device=CPU)
 
 
+@pytest.mark.parametrize("step", [5, 6, 19])
+def test_a_gradient_that_overflows_once_is_neither_saved_nor_a_result(tmp_path, step):
+    """The loss stays finite there; with save_every 6, step 5 is saved right after."""
+    model, data = make_setting()
+
+    def spoil(number):
+        if number == step:
+            model.lm_head.dense.weight.register_hook(lambda grad: grad * math.inf)
+
+    recipe = Recipe(steps=20, batch_tokens=400, save_every=6, log_every=100)
+    with pytest.raises(FrugalError, match="gradient is not finite"):
+        train(model, data, recipe, tmp_path, state=tmp_path, device=CPU, before_step=spoil)
+    model, data = make_setting()
+    again = train(model, data, recipe, tmp_path, state=tmp_path, device=CPU)
+    assert math.isfinite(again["validation_loss"])
+
+
 def test_epochs_become_steps():
     _, data = SETTING
     fixed = Recipe(steps=0, batch_tokens=300).fix_steps(data, epochs=3)

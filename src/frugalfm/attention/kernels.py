@@ -152,6 +152,8 @@ def _attend(
     dropout: float,
     sink: Tensor | None,
 ) -> Tensor:
+    if bias is not None and bias.dim() < 4:  # kernels do not broadcast all of them
+        bias = bias[(None,) * (4 - bias.dim())]
     # A traced graph, which other engines run, holds no call by name.
     traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
     if dropout == 0.0 and not traced and not (bias is not None and bias.requires_grad):

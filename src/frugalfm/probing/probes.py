@@ -6,11 +6,9 @@ fitted probe is one matrix and one bias on the raw embeddings.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -27,11 +25,6 @@ ALPHAS = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)
 # A largest gradient of the mean loss; tighter ones change no metric that a dev set can tell.
 _TOLERANCE = 1e-3
 _ITERATIONS = 1000
-# scikit-learn spells an L1 penalty anew since 1.8; the other way would mean L2.
-_PENALTY = inspect.signature(LogisticRegression).parameters.get("penalty")
-_L1: dict[str, Any] = (
-    {"penalty": "l1"} if _PENALTY is not None and _PENALTY.default == "l2" else {"l1_ratio": 1}
-)
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,7 @@ def fit_sparse(x: np.ndarray, y: np.ndarray, cs: Sequence[float] = CS) -> list[P
     for c in cs:
         model = LogisticRegression(
             C=c,
-            l1_ratio=1,
+            l1_ratio=1,  # since scikit-learn 1.8; older ones would take L2
             solver="liblinear",
             max_iter=_ITERATIONS,
             tol=_TOLERANCE,

@@ -46,13 +46,14 @@ class Task:
     train, dev, test
         The labelled sequences.
     repeats
-        Sequences (or pairs of them, in either order) that occur again, counted before any were
-        dropped: ``duplicates_in_train`` (rows beyond the first), ``dev_in_train``,
-        ``test_in_train``, ``test_in_dev`` and so on. For pairs also how many sequences of dev and
-        test occur in training, whatever their partner: ``dev_sequences_seen`` and
-        ``test_sequences_seen``. For single sequences of DNA also the rows whose reverse complement
-        occurs, but not they themselves: ``test_reverse_complements_in_train`` and so on; whether
-        that is a leak depends on the task, so that these are only counted.
+        Sequences (or pairs of them, in either order) that occur again, as the model gets them
+        (cropped), counted before any were dropped: ``duplicates_in_train`` (rows beyond the
+        first), ``dev_in_train``, ``test_in_train``, ``test_in_dev`` and so on. For pairs also how
+        many sequences of dev and test occur in training, whatever their partner:
+        ``dev_sequences_seen`` and ``test_sequences_seen``. For single sequences of DNA also the
+        rows whose whole reverse complement occurs, but not they themselves:
+        ``test_reverse_complements_in_train`` and so on; whether that is a leak depends on the
+        task, so that these are only counted.
     dropped, cropped
         Rows dropped as leaks, and sequences cut to what the model takes, by split.
     held_out
@@ -188,16 +189,19 @@ def read_task(
     paths = find_splits(folder, reading)
     splits, told = _read_splits(paths, alphabet, kind, reading)
     chosen, reason = _choose_kind(splits["train"], kind, told)
-    repeats = _count_repeats(splits, alphabet)
-    before = {name: len(split) for name, split in splits.items()}
-    splits = _handle_leaks(splits, repeats, leaks)
-    dropped = {name: before[name] - len(split) for name, split in splits.items()}
     # Labels first: a label too many must not vanish by cropping.
     coded, classes = code_labels(list(splits.values()), chosen)
     token = chosen == "token"
     fitted = [_fit(split, max_residues, too_long, token=token) for split in coded]
-    train, dev, test = (split for split, _ in fitted)
     cropped = {name: count for name, (_, count) in zip(splits, fitted, strict=True)}
+    # Then leaks: what is alike once it is cropped is the same to the model.
+    seen = {name: split for name, (split, _) in zip(splits, fitted, strict=True)}
+    repeats = _count_repeats(seen)
+    if alphabet == "dna" and seen["train"].partners is None:
+        repeats |= _count_opposites(splits)
+    train, dev, test = _handle_leaks(seen, repeats, leaks)
+    left = (train, dev, test)
+    dropped = {name: len(seen[name]) - len(own) for name, own in zip(seen, left, strict=True)}
     held_out = tuple(name for name in splits if name not in paths and "labels" not in paths)
     return Task(
         Path(folder), chosen, reason, classes, train, dev, test, repeats, dropped, cropped, held_out
@@ -236,26 +240,31 @@ def _choose_kind(train: Split, kind: Kind | Literal["auto"], told: Kind | None) 
     return ("affinity" if found == "regression" else "interaction"), f"pairs; {reason}"
 
 
-def _count_repeats(splits: Mapping[str, Split], alphabet: str) -> dict[str, int]:
+def _count_repeats(splits: Mapping[str, Split]) -> dict[str, int]:
     counts = {
         f"duplicates_in_{name}": len(split) - len(pc.unique(split.keys))
         for name, split in splits.items()
     }
-    exact = {pair: _occurs(*(splits[name] for name in pair)) for pair in _LEAKS}
-    counts |= {
-        f"{later}_in_{earlier}": int(exact[later, earlier].sum()) for later, earlier in exact
-    }
-    if alphabet == "dna" and splits["train"].partners is None:
-        opposite = {name: _opposite(splits[name].sequences) for name in ("dev", "test")}
-        for (later, earlier), same in exact.items():
-            found = np.asarray(pc.is_in(opposite[later], value_set=splits[earlier].sequences))
-            counts[f"{later}{_OPPOSITE}_in_{earlier}"] = int((found & ~same).sum())
+    for later, earlier in _LEAKS:
+        found = _occurs(splits[later], splits[earlier])
+        counts[f"{later}_in_{earlier}"] = int(found.sum())
     if splits["train"].partners is not None:
         known = pc.unique(splits["train"].members)
         for name in ("dev", "test"):
             members = pc.unique(splits[name].members)
             seen = np.asarray(pc.is_in(members, value_set=known))
             counts[f"{name}_sequences_seen"] = int(seen.sum())
+    return counts
+
+
+def _count_opposites(splits: Mapping[str, Split]) -> dict[str, int]:
+    """Count whole sequences of DNA whose reverse complement occurs, but not they themselves."""
+    opposite = {name: _opposite(splits[name].sequences) for name in ("dev", "test")}
+    counts = {}
+    for later, earlier in _LEAKS:
+        found = np.asarray(pc.is_in(opposite[later], value_set=splits[earlier].sequences))
+        found &= ~_occurs(splits[later], splits[earlier])
+        counts[f"{later}{_OPPOSITE}_in_{earlier}"] = int(found.sum())
     return counts
 
 
@@ -273,16 +282,16 @@ def _occurs(split: Split, other: Split) -> np.ndarray:
 
 def _handle_leaks(
     splits: Mapping[str, Split], repeats: Mapping[str, int], policy: Leaks
-) -> dict[str, Split]:
+) -> tuple[Split, Split, Split]:
     found = {name: count for name, count in repeats.items() if "_in_" in name and count}
     found = {
         name: count
         for name, count in found.items()
         if not name.startswith("duplicates") and _OPPOSITE not in name
     }
-    if policy == "report" or not found:
-        return dict(splits)
     train, dev, test = (splits[name] for name in _SPLITS)
+    if policy == "report" or not found:
+        return train, dev, test
     if policy == "error":
         what = "sequences" if train.partners is None else "pairs of sequences"
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items())
@@ -290,16 +299,13 @@ def _handle_leaks(
             f"{train.path.parent}: {what} leak between splits ({counts}); "
             "--leaks drop takes them out of dev and test, --leaks report only counts them"
         )
-    kept = {
-        "train": train,
-        "dev": dev.take(~_occurs(dev, train)),
-        "test": test.take(~_occurs(test, train) & ~_occurs(test, dev)),
-    }
-    for split in kept.values():
-        if not len(split):
+    kept_dev = dev.take(~_occurs(dev, train))
+    kept_test = test.take(~_occurs(test, train) & ~_occurs(test, dev))
+    for split, kept in ((dev, kept_dev), (test, kept_test)):
+        if not len(kept):
             what = "sequence" if split.partners is None else "pair"
             raise InputError(f"{split.path}: every {what} is also in an earlier split")
-    return kept
+    return train, kept_dev, kept_test
 
 
 def _fit(

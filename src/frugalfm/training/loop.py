@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +29,15 @@ from frugalfm.training.optimizers import OptimizerName, make_optimizers, scale_l
 from frugalfm.training.resume import load_state, save_state
 from frugalfm.training.team import ALONE, Team
 
-__all__ = ["Recipe", "masked_loss", "mean_finite", "train", "validate"]
+__all__ = [
+    "Recipe",
+    "check_finite",
+    "clip_gradient",
+    "masked_loss",
+    "mean_finite",
+    "train",
+    "validate",
+]
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ def train(
     Raises
     ------
     FrugalError
-        The loss is no longer finite.
+        The loss or its gradient is no longer finite; no such state is saved.
     """
     optimizers = make_optimizers(
         model,
@@ -169,8 +177,8 @@ def train(
         factor = scale_learning_rate(step, recipe.steps, recipe.warmup)
         # Dropout depends on the step alone, so a resumed run needs no saved generator.
         torch.manual_seed((recipe.seed << 32) + (team.rank << 24) + step)
-        losses.append(_find_gradient(model, joined, batch.to(device), targets, recipe, team))
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        loss = _find_gradient(model, joined, batch.to(device), targets, recipe, team)
+        losses.append(clip_gradient(loss, model.parameters(), recipe.clip))
         update(optimizers, recipe.learning_rate * factor)
         last = step + 1 == recipe.steps
         bar.update()
@@ -184,7 +192,7 @@ def train(
                 step=step + 1, epoch=epoch, loss=value, factor=factor, residues=batch.residues
             )
         if (step + 1) % recipe.validate_every == 0 or last:
-            found = validate(model, data, recipe, device, team)
+            found = check_finite(validate(model, data, recipe, device, team), step + 1)
             log.write(step=step + 1, validation_loss=found)
         if saves and not last and team.leads:
             save_state(state, step + 1, model, optimizers)
@@ -263,6 +271,14 @@ def _forward(model: nn.Module, joined: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
+def clip_gradient(loss: Tensor, parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Limit the gradient's norm; return the loss, or NaN where the gradient is not finite.
+
+    So both are found by :func:`mean_finite`, without waiting for the device at every step.
+    """
+    return loss + 0 * nn.utils.clip_grad_norm_(parameters, most)
+
+
 def mean_finite(losses: Sequence[Tensor], step: int, team: Team = ALONE) -> float:
     """Mean of the losses of some steps, of which `step` is the last; of a team, of their sums.
 
@@ -272,12 +288,23 @@ def mean_finite(losses: Sequence[Tensor], step: int, team: Team = ALONE) -> floa
         It is not finite.
     """
     found = torch.stack(list(losses)).mean()
-    mean = team.add(float(found), device=found.device)[0]
-    if not math.isfinite(mean):
+    return check_finite(team.add(float(found), device=found.device)[0], step)
+
+
+def check_finite(loss: float, step: int) -> float:
+    """Return the loss if it is finite.
+
+    Raises
+    ------
+    FrugalError
+        It is not.
+    """
+    if not math.isfinite(loss):
         raise FrugalError(
-            f"the loss is {mean} at step {step}; try a lower --learning-rate or --precision fp32"
+            f"the loss or its gradient is not finite at step {step} or shortly before; "
+            "try a lower --learning-rate or --precision fp32"
         )
-    return mean
+    return loss
 
 
 class _Log:

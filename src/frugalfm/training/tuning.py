@@ -25,7 +25,7 @@ from frugalfm.tasks.kinds import HEADLINE, NUMBERS, Kind, is_map
 from frugalfm.tasks.results import score_split
 from frugalfm.tokens.codec import Codec
 from frugalfm.training.labelled import TuningData
-from frugalfm.training.loop import mean_finite
+from frugalfm.training.loop import clip_gradient, mean_finite
 from frugalfm.training.map_outputs import (
     find_standard,
     measure_maps,
@@ -178,12 +178,10 @@ class _Run:
         self.model.train()
         # Dropout depends on the step alone, so a resumed run needs no saved generator.
         torch.manual_seed((recipe.seed << 32) + step)
-        self.losses.append(
-            accumulate(
-                self.model, self.train, rows, recipe.batch_tokens, recipe.precision, self.standard
-            )
+        loss = accumulate(
+            self.model, self.train, rows, recipe.batch_tokens, recipe.precision, self.standard
         )
-        nn.utils.clip_grad_norm_(self.trained, recipe.clip)
+        self.losses.append(clip_gradient(loss, self.trained, recipe.clip))
         update(self.optimizers, learning_rate)
         self.tuned.steps = step + 1
 
@@ -196,6 +194,8 @@ class _Run:
         return {"loss": f"{loss:.3f}", f"dev {self.tuned.metric}": f"{value:.3f}"}
 
     def save(self, state: Path) -> None:
+        if self.losses:
+            mean_finite(self.losses, self.tuned.steps)  # else every later run would begin there
         record = {
             "tuned": asdict(self.tuned) | {"seconds": self._elapse()},
             "losses": [float(loss) for loss in self.losses],
