@@ -46,12 +46,18 @@ def render_changes(content: dict[str, Any]) -> str:
         cells = [arm["name"], arm["against"]]
         for name in ("kurtosis", "inf_norm", "inf_norm_layer_norm"):
             found = change[name]
-            gone = found["gone"]
-            share = "" if gone is None or gone["mean"] > 1 else f" ({-gone['mean']:+.0%})"
-            cells.append(f"{found['control']:.3f} → {found['arm']:.3f}{share}")
+            cells.append(f"{found['control']:.3f} → {found['arm']:.3f}{_show_gone(found['gone'])}")
         cells += [show_mean(change[name], "+.4f") for name in ("loss", *widths)]
         rows.append(cells)
     return tabulate(heads, rows)
+
+
+def _show_gone(gone: dict[str, Any] | None) -> str:
+    """Change of an excess in per cent, and half of its interval."""
+    if gone is None:
+        return ""
+    half = "" if gone["low"] is None else f" ± {(gone['high'] - gone['low']) / 2:.0%}"
+    return f" ({-gone['mean']:+.0%}{half})"
 
 
 def render_verdicts(content: dict[str, Any]) -> str:
@@ -87,10 +93,12 @@ of a verdict computed from the numbers. The arms of a table share data, batches,
 and number of steps, and differ in the attention, the optimizer or what they start from as their
 names say; a converted arm is compared with the control that continues the same checkpoint for the
 same steps. Kurtosis and inf-norms are GERM's measures (`frugalfm outliers`); an excess is what lies
-above independent Gaussian values of the same width and spread. W8A8 and the like are the nats that
-simulated min-max quantization of weights and activations adds to the masked loss: *coarse* is one
+above independent Gaussian values of the same width and spread, of inf-norms that of the site where
+it is largest, of kurtosis without GERM's floor of 1e-6, which favours small activations. W8A8 and
+the like are the nats that simulated min-max quantization of weights and activations adds to the masked loss: *coarse* is one
 grid per tensor, *fine* one per weight channel and token. "null" is the share of attention that
-goes to nothing. ± is half of a 95 % interval over seeds.
+goes to nothing. ± is half of a 95 % interval over seeds, of differences and shares paired by seed;
+a share of an excess that may as well be no change is no finding, however large.
 The flattened arms are trained against excess kurtosis itself: their reaching the goal says that the
 measure can be met, not that a model then quantizes better; see the W4A4 columns."""
 

@@ -93,42 +93,62 @@ def make_rows(arm, losses, kurtosis, norms):
             "arm": arm, "seed": seed, "loss": loss, "seconds": 1.0, "parameters": 1, "null": None,
             "start_loss": None, "before_loss": None, "avg_kurtosis": 3.0 + excess,
             "avg_kurtosis_gaussian": 3.0, "avg_kurtosis_excess": excess,
-            "max_inf_norm": 3.4 + norm, "max_inf_norm_gaussian": 3.4,
-            "max_inf_norm_layer_norm": 3.4 + norm, "max_inf_norm_layer_norm_gaussian": 3.4,
+            "max_inf_norm": 3.4 + norm, "max_inf_norm_excess": norm,
+            "max_inf_norm_layer_norm": 3.4 + norm, "max_inf_norm_layer_norm_excess": norm,
             "max_abs": 9.0, "increase": {"W4A4 fine": 0.1 * excess},
         }
         for seed, (loss, excess, norm) in enumerate(zip(losses, kurtosis, norms, strict=True))
     ]  # fmt: skip
 
 
-def judge(setting, losses, kurtosis, norms, control=(1.0, 2.0)):
+def judge(setting, losses, kurtosis, norms, control=(1.0, 1.02), loud=(2.0, 2.04)):
     recipe = Recipe.load(setting / "tiny.toml")
-    rows = make_rows("vanilla", [5.0, 5.2], control, [2.0, 4.0])
+    rows = make_rows("vanilla", [5.0, 5.2], control, loud)
     for name in ("Muon", "GERM-T"):
         rows += make_rows(name, losses, kurtosis, norms)
     return collect(recipe, rows)["arms"][1]
 
 
 def test_verdicts_follow_the_numbers(setting):
-    found = judge(setting, [4.9, 5.2], [0.05, 0.1], [0.2, 0.4])
+    quiet, low = [0.05, 0.051], [0.2, 0.204]
+    found = judge(setting, [4.9, 5.2], quiet, low)
     assert found["verdict"]["reached"] is True
     assert "down by 95%" in found["verdict"]["words"]
     assert "down by 90%" in found["verdict"]["words"]
     assert found["change"]["kurtosis"]["gone"]["mean"] == pytest.approx(0.95)
     assert found["change"]["loss"]["mean"] == pytest.approx(-0.05)
     # One of the three at a time.
-    assert judge(setting, [5.02, 5.19], [0.05, 0.1], [0.2, 0.4])["verdict"]["reached"] is True
-    assert judge(setting, [5.1, 5.3], [0.05, 0.1], [0.2, 0.4])["verdict"]["reached"] is False
-    assert judge(setting, [4.9, 5.2], [0.1, 0.2], [0.2, 0.4])["verdict"]["reached"] is False
-    assert judge(setting, [4.9, 5.2], [0.05, 0.1], [1.0, 1.0])["verdict"]["reached"] is False
-    worse = judge(setting, [4.9, 5.2], [2.0, 4.0], [2.0, 4.0])["verdict"]
+    assert judge(setting, [5.02, 5.19], quiet, low)["verdict"]["reached"] is True
+    assert judge(setting, [5.1, 5.3], quiet, low)["verdict"]["reached"] is False
+    assert judge(setting, [4.9, 5.2], [0.1, 0.102], low)["verdict"]["reached"] is False
+    assert judge(setting, [4.9, 5.2], quiet, [1.0, 1.0])["verdict"]["reached"] is False
+    worse = judge(setting, [4.9, 5.2], [2.0, 2.04], [2.0, 4.0])["verdict"]
     assert "up by 100%" in worse["words"]
-    below = judge(setting, [4.9, 5.2], [-0.2, -0.1], [0.2, 0.4])["verdict"]
+    below = judge(setting, [4.9, 5.2], [-0.2, -0.19], low)["verdict"]
     assert "down to below Gaussian" in below["words"]
     assert below["reached"] is True
-    nothing = judge(setting, [4.9, 5.2], [0.0, 0.0], [0.2, 0.4], control=(-0.2, 0.1))["verdict"]
-    assert nothing["reached"] is None
-    assert "nothing to remove" in nothing["words"]
+
+
+def test_a_share_that_may_be_no_change_is_no_finding(setting):
+    found = judge(setting, [4.9, 5.2], [0.0, 0.1], [0.2, 0.4], control=(0.1, 3.0))
+    gone = found["change"]["kurtosis"]["gone"]
+    differences = np.array([0.1, 2.9]) / 1.55
+    low, high = stats.t.interval(0.95, 1, differences.mean(), stats.sem(differences))
+    assert [gone[key] for key in ("mean", "low", "high")] == pytest.approx([1.5 / 1.55, low, high])
+    assert found["verdict"]["reached"] is False
+    assert "not told from no change" in found["verdict"]["words"]
+
+
+def test_what_the_control_lacks_cannot_be_removed(setting):
+    quiet, low = [0.05, 0.051], [0.2, 0.204]
+    for lacking in ({"control": (-0.2, 0.1)}, {"loud": (-0.2, 0.01)}):
+        found = judge(setting, [4.9, 5.2], quiet, low, **lacking)["verdict"]
+        assert found["reached"] is None
+        assert "nothing to remove" in found["words"]
+        assert found["words"].endswith("goal not testable.")
+    # What can be told to fail fails nevertheless.
+    failed = judge(setting, [4.9, 5.2], [0.9, 0.9], low, loud=(-0.2, 0.01))
+    assert failed["verdict"]["reached"] is False
 
 
 def test_interval_is_students():

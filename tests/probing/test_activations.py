@@ -6,7 +6,12 @@ import torch
 
 from frugalfm.encoders import create_encoder
 from frugalfm.errors import InputError
-from frugalfm.probing.activations import gaussian_kurtosis, measure_outliers, watch
+from frugalfm.probing.activations import (
+    gaussian_inf_norm,
+    gaussian_kurtosis,
+    measure_outliers,
+    watch,
+)
 from frugalfm.tokens.codec import Codec
 
 
@@ -74,8 +79,17 @@ def test_statistics_equal_numpys_with_padding(encoder):
     assert len(every) == 8
     assert report.summary["avg_kurtosis"] == pytest.approx(np.mean(every), rel=1e-4)
     assert report.summary["max_inf_norm"] == pytest.approx(max(norms), rel=1e-4)
-    excess = report.summary["avg_kurtosis"] - report.summary["avg_kurtosis_gaussian"]
-    assert report.summary["avg_kurtosis_excess"] == pytest.approx(excess, abs=1e-12)
+    excess = np.mean([kurtosis(x, 0).mean() for x in truth.values()])
+    excess -= report.summary["avg_kurtosis_gaussian"]
+    assert report.summary["avg_kurtosis_excess"] == pytest.approx(excess, rel=1e-4)
+    for key, place in (("", "ffn"), ("_layer_norm", "norm")):
+        own = [truth[f"{place}{i}"] for i in range(4)]
+        above = [
+            np.abs(x).max(-1).mean() - gaussian_inf_norm(x.shape[1]) * x.std(-1, ddof=1).mean()
+            for x in own
+        ]
+        found = report.summary[f"max_inf_norm{key}_excess"]
+        assert found == pytest.approx(max(above), rel=1e-3, abs=1e-5)
 
 
 def test_batching_does_not_matter(encoder):
@@ -104,6 +118,34 @@ def test_planted_outlier_is_seen_where_it_is(encoder):
     assert planted.inf_norm == pytest.approx(50, rel=0.05)
     assert after.at("layer_norm")[2].kurtosis > 2 * before.at("layer_norm")[2].kurtosis
     assert after.summary["max_inf_norm"] == planted.inf_norm
+    assert after.summary["max_inf_norm_excess"] == planted.inf_norm_excess > 20
+
+
+def test_an_outlier_in_a_quiet_layer_is_not_hidden_by_a_loud_one(encoder):
+    """The largest norm is the first layer's, the largest excess the third's."""
+    model, codec = encoder
+    with torch.no_grad():
+        # Within what Gaussian values may have: alternating signs.
+        model.esm.encoder.layer[0].output.dense.bias.copy_(torch.tensor([40.0, -40.0]).repeat(64))
+        model.esm.encoder.layer[2].output.dense.bias[17] = 20.0
+    report = measure_outliers(model, codec, make_sequences([20, 20]))
+    loud, _, planted, _ = report.at("ffn_output")
+    assert report.summary["max_inf_norm"] == loud.inf_norm > 1.5 * planted.inf_norm
+    assert loud.inf_norm_excess < 0
+    assert report.summary["max_inf_norm_excess"] == planted.inf_norm_excess > 10
+
+
+def test_shrinking_activations_does_not_remove_their_excess(encoder):
+    model, codec = encoder
+    with torch.no_grad():
+        model.esm.encoder.layer[3].output.dense.bias[17] = 50.0
+    before = measure_outliers(model, codec, make_sequences([20])).at("ffn_output")[3]
+    with torch.no_grad():
+        model.esm.encoder.layer[3].output.dense.weight.mul_(1e-4)
+        model.esm.encoder.layer[3].output.dense.bias.mul_(1e-4)
+    after = measure_outliers(model, codec, make_sequences([20])).at("ffn_output")[3]
+    assert after.excess_kurtosis == pytest.approx(before.excess_kurtosis, rel=1e-3)
+    assert after.kurtosis < before.kurtosis / 2  # GERM's own, with its floor
 
 
 @pytest.mark.parametrize("width", [8, 128, 768])
@@ -111,6 +153,14 @@ def test_gaussian_value_is_what_gaussian_values_have(width):
     x = np.random.default_rng(0).standard_normal((4_000_000 // width, width))
     found = kurtosis(x, 0)
     assert abs(found.mean() - gaussian_kurtosis(width)) < 5 * found.std() / len(found) ** 0.5
+
+
+def test_gaussian_inf_norm_against_sampling():
+    random = np.random.default_rng(0)
+    for width in (1, 2, 64, 512):
+        drawn = np.abs(random.standard_normal((40_000, width))).max(1)
+        assert gaussian_inf_norm(width) == pytest.approx(drawn.mean(), abs=5 * drawn.std() / 200)
+    assert gaussian_inf_norm(1) == pytest.approx(np.sqrt(2 / np.pi), rel=1e-6)
 
 
 def test_constant_tokens_have_no_kurtosis(encoder):

@@ -8,6 +8,8 @@ LayerNorm (:class:`~frugalfm.encoders.anatomy.Block` says which one that is in a
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -23,7 +25,14 @@ from frugalfm.progress import progress
 from frugalfm.tokens.batches import plan_by_length
 from frugalfm.tokens.codec import Codec
 
-__all__ = ["OutlierReport", "SiteOutliers", "gaussian_kurtosis", "measure_outliers", "watch"]
+__all__ = [
+    "OutlierReport",
+    "SiteOutliers",
+    "gaussian_inf_norm",
+    "gaussian_kurtosis",
+    "measure_outliers",
+    "watch",
+]
 
 _FLOOR = 1e-6
 Place = Literal["ffn_output", "layer_norm"]
@@ -41,16 +50,18 @@ class SiteOutliers:
         Real tokens measured: everything but pads; ``<cls>`` and ``<eos>`` count.
     kurtosis
         Mean over tokens of ``mean((x - mean)^4) / (std^4 + 1e-6)``, std with ddof 1.
-    gaussian_kurtosis, excess_kurtosis
-        Expectation of the same for independent Gaussian values at this width, and `kurtosis`
-        above it.
     kurtosis_unfloored
         Without the 1e-6, which pulls `kurtosis` down where activations are small
         (std below about 0.1).
+    gaussian_kurtosis, excess_kurtosis
+        What independent Gaussian values have at this width, and `kurtosis_unfloored` above it
+        (with the 1e-6, activations would only have to shrink to lose theirs).
     std
         Mean over tokens of the standard deviation.
     inf_norm
         Mean over tokens of ``max |x|``.
+    inf_norm_excess
+        `inf_norm` above that of independent Gaussian values of the same width and spread.
     max_abs
         Largest ``|x|`` of all.
     """
@@ -66,6 +77,7 @@ class SiteOutliers:
     kurtosis_unfloored: float
     std: float
     inf_norm: float
+    inf_norm_excess: float
     max_abs: float
 
 
@@ -95,16 +107,20 @@ class OutlierReport:
 
         ``avg_kurtosis`` (also ``_unfloored``, ``_gaussian``, ``_excess``) are means over the
         2 L sites; ``max_inf_norm`` is the largest of the L token means at the feed-forward
-        outputs, ``max_inf_norm_layer_norm`` at the LayerNorms; ``max_abs`` is the largest
-        single value anywhere.
+        outputs, ``max_inf_norm_layer_norm`` at the LayerNorms; both with ``_excess`` appended
+        are the largest excesses, which may be another site's; ``max_abs`` is the largest single
+        value anywhere.
         """
+        ffn, norms = self.at("ffn_output"), self.at("layer_norm")
         return {
             "avg_kurtosis": _mean(site.kurtosis for site in self.sites),
             "avg_kurtosis_gaussian": _mean(site.gaussian_kurtosis for site in self.sites),
             "avg_kurtosis_excess": _mean(site.excess_kurtosis for site in self.sites),
             "avg_kurtosis_unfloored": _mean(site.kurtosis_unfloored for site in self.sites),
-            "max_inf_norm": max(site.inf_norm for site in self.at("ffn_output")),
-            "max_inf_norm_layer_norm": max(site.inf_norm for site in self.at("layer_norm")),
+            "max_inf_norm": max(site.inf_norm for site in ffn),
+            "max_inf_norm_excess": max(site.inf_norm_excess for site in ffn),
+            "max_inf_norm_layer_norm": max(site.inf_norm for site in norms),
+            "max_inf_norm_layer_norm_excess": max(site.inf_norm_excess for site in norms),
             "max_abs": max(site.max_abs for site in self.sites),
         }
 
@@ -125,6 +141,17 @@ def gaussian_kurtosis(width: int) -> float:
     multiplies it by ((n - 1) / n)^2. At 768 that is 2.984.
     """
     return 3.0 * (width - 1) / (width + 1) * ((width - 1) / width) ** 2
+
+
+@functools.cache
+def gaussian_inf_norm(width: int) -> float:
+    r"""Give the expected largest :math:`|z|` of `width` independent standard Gaussian values.
+
+    :math:`\int_0^\infty 1 - \mathrm{erf}(x / \sqrt 2)^n \, dx`, by the trapezoidal rule.
+    """
+    points = np.linspace(0.0, 12.0, 12_001)
+    inside = np.array([math.erf(x / math.sqrt(2.0)) for x in points])
+    return float(np.trapezoid(1.0 - inside**width, points))
 
 
 @torch.no_grad()
@@ -264,10 +291,11 @@ class _Sums:
             tokens=self.tokens,
             kurtosis=kurtosis,
             gaussian_kurtosis=expected,
-            excess_kurtosis=kurtosis - expected,
+            excess_kurtosis=exact - expected,
             kurtosis_unfloored=exact,
             std=std,
             inf_norm=inf_norm,
+            inf_norm_excess=inf_norm - std * gaussian_inf_norm(self.width),
             max_abs=self.largest,
         )
 

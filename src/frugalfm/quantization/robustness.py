@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,13 +9,13 @@ import numpy as np
 from torch import nn
 
 from frugalfm.errors import InputError
-from frugalfm.probing.activations import OutlierReport, Place, measure_outliers
+from frugalfm.probing.activations import measure_outliers
 from frugalfm.quantization.data import split_batches
 from frugalfm.quantization.evaluation import compare
 from frugalfm.quantization.methods import METHODS
 from frugalfm.tokens.codec import Codec
 
-__all__ = ["GRIDS", "assess_robustness", "gaussian_inf_norm"]
+__all__ = ["GRIDS", "assess_robustness"]
 
 GRIDS: dict[str, tuple[Literal["tensor", "channel"], Literal["tensor", "token"]]] = {
     "coarse": ("tensor", "tensor"),
@@ -61,9 +60,8 @@ def assess_robustness(
     -------
     dict
         ``avg_kurtosis`` and all else of
-        :attr:`~frugalfm.probing.activations.OutlierReport.summary`; both inf-norms with
-        ``_gaussian`` appended, at independent Gaussian values of the same standard deviation;
-        and ``increase``: nats a target by name, such as ``"W8A8 coarse"``.
+        :attr:`~frugalfm.probing.activations.OutlierReport.summary`; and ``increase``: nats a
+        target by name, such as ``"W8A8 coarse"``.
 
     Raises
     ------
@@ -99,24 +97,4 @@ def assess_robustness(
             )
             found = compare(model, scheme, split.evaluation)
             increase[f"{found.label} {name}"] = found.increase
-    return {**report.summary, **_expect_norms(report), "increase": increase}
-
-
-def gaussian_inf_norm(width: int) -> float:
-    r"""Give the expected largest :math:`|z|` of `width` independent standard Gaussian values.
-
-    :math:`\int_0^\infty 1 - \mathrm{erf}(x / \sqrt 2)^n \, dx`, by the trapezoidal rule.
-    """
-    points = np.linspace(0.0, 12.0, 12_001)
-    inside = np.array([math.erf(x / math.sqrt(2.0)) for x in points])
-    return float(np.trapezoid(1.0 - inside**width, points))
-
-
-def _expect_norms(report: OutlierReport) -> dict[str, float]:
-    """Largest inf-norms, and what Gaussian values of the same spread would give there."""
-    places: dict[Place, str] = {"ffn_output": "", "layer_norm": "_layer_norm"}
-    found = {}
-    for place, key in places.items():
-        site = max(report.at(place), key=lambda site: site.inf_norm)
-        found[f"max_inf_norm{key}_gaussian"] = site.std * gaussian_inf_norm(site.width)
-    return found
+    return {**report.summary, "increase": increase}
