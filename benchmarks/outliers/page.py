@@ -97,8 +97,9 @@ above independent Gaussian values of the same width and spread, of inf-norms tha
 it is largest, of kurtosis without GERM's floor of 1e-6, which favours small activations. W8A8 and
 the like are the nats that simulated min-max quantization of weights and activations adds to the
 masked loss: *coarse* is one grid per tensor, *fine* one per weight channel and token. "null" is
-the share of attention that goes to nothing. ± is half of a 95 % interval over seeds, of differences and shares paired by seed;
-a share of an excess that may as well be no change is no finding, however large.
+the share of attention that goes to nothing. ± is half of a 95 % interval over seeds, of
+differences and shares paired by seed; a share of an excess that may as well be no change is no
+finding, however large.
 The flattened arms are trained against excess kurtosis itself: their reaching the goal says that the
 measure can be met, not that a model then quantizes better; see the W4A4 columns."""
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from frugalfm.tasks.intervals import Interval, Sample, compare, summarise
 
-__all__ = ["Interval", "Sample", "bootstrap", "compare", "stack", "summarise"]
+__all__ = ["Interval", "Sample", "adjust_holm", "bootstrap", "compare", "stack", "summarise"]
 
 
 def bootstrap(
@@ -74,6 +74,16 @@ def stack(samples: Sequence[Sample]) -> Sample:
         np.concatenate([one.values for one in samples]),
         np.concatenate([one.drawn for one in samples]),
     )
+
+
+def adjust_holm(ps: Sequence[float | None]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979); undefined ones become 1 and do not count."""
+    known = [number for number, p in enumerate(ps) if p is not None]
+    adjusted, highest = [1.0] * len(ps), 0.0
+    for rank, number in enumerate(sorted(known, key=lambda n: ps[n] or 0.0)):
+        highest = max(highest, min(1.0, (len(known) - rank) * (ps[number] or 0.0)))
+        adjusted[number] = highest
+    return adjusted
 
 
 def _draw_counts(n: int, resamples: int, seed: int, members: np.ndarray | None) -> np.ndarray:

@@ -11,8 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from benchmarks.common import write_files
-from benchmarks.pruning.intervals import Interval, Sample, compare, stack, summarise
-from benchmarks.pruning.losses import collect_losses
+from benchmarks.pruning.intervals import (
+    Interval,
+    Sample,
+    adjust_holm,
+    compare,
+    stack,
+    summarise,
+)
+from benchmarks.pruning.losses import FREQUENCIES, collect_losses
 from benchmarks.pruning.measuring import measure
 from benchmarks.pruning.recipe import Arm, Recipe
 from benchmarks.pruning.running import Journal
@@ -21,7 +28,10 @@ from benchmarks.pruning.steps import Step, evaluation
 from frugalfm.artifacts import read_manifest
 from frugalfm.errors import InputError
 
-__all__ = ["collect", "judge", "write_results"]
+__all__ = ["LEVEL", "collect", "judge", "write_results"]
+
+LEVEL = 0.05
+"""Of tests."""
 
 Table = dict[tuple[str, str, str], Sample]  # task, way, arm
 
@@ -33,9 +43,10 @@ def collect(recipe: Recipe, folder: Path, data: Path, steps: Sequence[Step]) -> 
     -------
     dict
         Fit for JSON: ``title, recipe, goal, pool, sources, seeds, arms, tasks, values,
-        differences, runs, seconds, versions, verdict``. `values` has an interval for each task,
-        way of measuring and arm; `differences` has one for each arm against the goal's rival,
-        random data of equal size, the full pool and the untrained model.
+        differences, losses, runs, seconds, versions, verdict``. `values` has an interval for each
+        task, way of measuring and arm; `differences` has one for each arm against the goal's
+        rival, random data of equal size, the full pool and the untrained model. ``p_holm`` of a
+        coreset is adjusted for all coresets and measurements with that rival.
     """
     seeds = [seed for seed in recipe.seeds if all(_exist(recipe, folder, seed))]
     if not seeds:
@@ -59,7 +70,20 @@ def collect(recipe: Recipe, folder: Path, data: Path, steps: Sequence[Step]) -> 
         "seconds": _sum_seconds(journal, steps),
         "versions": read_manifest(folder / "pool")["versions"],
     }
+    coresets = {arm["name"] for arm in arms if not arm["bound"]}
+    _adjust(content["differences"], coresets, "rival")
+    if content["losses"]:
+        _adjust(content["losses"]["differences"], coresets, "mean")
     return content | {"verdict": judge(content)}
+
+
+def _adjust(differences: list[dict[str, Any]], coresets: set[str], family: str) -> None:
+    """Add p-values adjusted for the number of comparisons of coresets in a family."""
+    own = [entry for entry in differences if entry["arm"] in coresets]
+    for name in {entry[family] for entry in own}:
+        members = [entry for entry in own if entry[family] == name]
+        for entry, p in zip(members, adjust_holm([e["p"] for e in members]), strict=True):
+            entry["p_holm"] = p
 
 
 def _exist(recipe: Recipe, folder: Path, seed: int) -> list[bool]:
@@ -199,13 +223,16 @@ def judge(content: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``met`` (whether some coreset reaches the whole goal), ``coresets`` (for each, the tasks
-        where its interval lies above the rival's, where it is better by the paired test, and
+        where its interval lies above the rival's, where it is better or worse by the paired test,
+        where that is certain after Holm's correction, where it is above an untrained model, and
         where it comes close to the full pool) and ``words``.
     """
     goal = content["goal"]
     values = {(v["task"], v["way"], v["arm"]): v for v in content["values"]}
     pairs = {(d["task"], d["way"], d["arm"]): d for d in content["differences"]
              if d["rival"] == goal["against"]}  # fmt: skip
+    floors = {(d["task"], d["way"], d["arm"]): d for d in content["differences"]
+              if d["rival"] == "untrained"}  # fmt: skip
     settings = list(dict.fromkeys((task, way) for task, way, _ in values))
     coresets = {}
     for arm in content["arms"]:
@@ -213,16 +240,21 @@ def judge(content: dict[str, Any]) -> dict[str, Any]:
         small = arm["share"] <= goal["share"] + 1 / content["pool"]
         if arm["bound"] or not small or arm["name"] == goal["against"]:
             continue
-        apart, better, worse, close = [], [], [], []
+        apart, better, worse, close, certain, learned = [], [], [], [], [], []
         for task, way in settings:
             own, rival = (values[task, way, name] for name in (arm["name"], goal["against"]))
             paired, full = pairs[task, way, arm["name"]], values[task, way, goal["full"]]
             name = f"{task} ({way})"
+            if paired.get("p_holm", 1) < LEVEL:
+                certain.append(name)
+            base = floors.get((task, way, arm["name"]))
+            learned += [name] * (base is not None and base["low"] > 0)
             apart += [name] * (own["low"] > rival["high"])
             better += [name] * (paired["low"] > 0)
             worse += [name] * (paired["high"] < 0)
             close += [name] * (own["value"] >= (1 - goal["within"]) * full["value"])
-        coresets[arm["name"]] = {"apart": apart, "better": better, "worse": worse, "close": close}
+        coresets[arm["name"]] = {"apart": apart, "better": better, "worse": worse, "close": close,
+                                 "certain": certain, "above_untrained": learned}  # fmt: skip
     total = len(settings)
     met = [name for name, found in coresets.items()
            if len(found["apart"]) == len(found["close"]) == total]  # fmt: skip
@@ -243,21 +275,28 @@ def _put_into_words(content: dict[str, Any], met: list[str], coresets: dict[str,
         words.append(
             f"{name}: interval above {goal['against']}'s on {len(found['apart'])} of {total} "
             f"measurements, better by the paired test on {len(found['better'])}, worse on "
-            f"{len(found['worse'])}; within {goal['within']:.0%} of {goal['full']} on "
-            f"{len(found['close'])}."
+            f"{len(found['worse'])} ({len(found['certain'])} of them after Holm's correction); "
+            f"above untrained on {len(found['above_untrained'])}; within {goal['within']:.0%} of "
+            f"{goal['full']} on {len(found['close'])}."
         )
     words += _judge_losses(content)
-    learned = [d for d in content["differences"]
-               if d["arm"] == goal["full"] and d["rival"] == "untrained"]  # fmt: skip
-    if learned:
-        gained = sum(d["low"] > 0 for d in learned)
-        words.append(
-            f"{goal['full']} is better than an untrained model on {gained} of {len(learned)} "
-            "measurements; where it is not, a comparison says little about pretraining."
-        )
+    words += [_judge_arm(content, name) for name in (goal["full"], goal["against"])]
     if len(content["seeds"]) < 3:
         words.append(f"Only {len(content['seeds'])} seed(s): too few for a conclusion.")
     return words
+
+
+def _judge_arm(content: dict[str, Any], name: str) -> str:
+    """Whether an arm that others are compared with has learned anything itself."""
+    own = [d for d in content["differences"] if d["arm"] == name and d["rival"] == "untrained"]
+    gained = sum(d["low"] > 0 for d in own)
+    words = f"{name} is better than an untrained model on {gained} of {len(own)} measurements"
+    if content.get("losses"):
+        entries = content["losses"]["values"]
+        losses = {v["arm"]: v["value"] for v in entries if v["mean"] == "sequences"}
+        gap = losses[name] - losses[FREQUENCIES]
+        words += f", and its held-out loss is {gap:+.4f} nats from that of residue frequencies"
+    return f"{words}; to beat what has learned nothing says little about pretraining."
 
 
 def _judge_losses(content: dict[str, Any]) -> list[str]:
@@ -267,13 +306,18 @@ def _judge_losses(content: dict[str, Any]) -> list[str]:
     words = []
     for mean in dict.fromkeys(entry["mean"] for entry in losses["values"]) if losses else ():
         own = [d for d in losses["differences"] if d["mean"] == mean and d["arm"] in coresets]
-        lower = [d["arm"] for d in own if d["high"] < 0]
-        higher = [d["arm"] for d in own if d["low"] > 0]
+        lower = [d for d in own if d["high"] < 0]
+        higher = [d for d in own if d["low"] > 0]
         words.append(
             f"Held-out masked loss, mean over {mean}: lower than {rival}'s by the paired test for "
-            f"{', '.join(lower) or 'none'}; higher for {', '.join(higher) or 'none'}."
+            f"{_name(lower)}; higher for {_name(higher)} (* also after Holm's correction)."
         )
     return words
+
+
+def _name(differences: list[dict[str, Any]]) -> str:
+    names = [d["arm"] + "*" * (d.get("p_holm", 1) < LEVEL) for d in differences]
+    return ", ".join(names) or "none"
 
 
 def write_results(content: dict[str, Any], folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.common import UNFINISHED
 from benchmarks.pruning import page
 from benchmarks.pruning.__main__ import main
-from benchmarks.pruning.intervals import Sample, bootstrap, compare, summarise
+from benchmarks.pruning.intervals import Sample, adjust_holm, bootstrap, compare, summarise
 from benchmarks.pruning.local import draw_pool
 from benchmarks.pruning.recipe import load_recipe
 from benchmarks.pruning.results import judge
@@ -120,6 +120,13 @@ def test_bootstrap_of_means_leaves_out_what_is_undefined(random_values):
     assert found.values[0] == pytest.approx(np.nanmean(values))
     for value in found.drawn[0]:
         assert value == pytest.approx(np.nanmean(values[again.integers(30, size=30)]))
+
+
+def test_holm_by_hand():
+    """Holm 1979: the smallest of m times m, the next times m - 1, never below one before."""
+    assert adjust_holm([0.01, None, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 1, 0.09, 0.09, 0.5])
+    assert adjust_holm([0.6, 0.7]) == [1.0, 1.0]
+    assert adjust_holm([]) == []
 
 
 def test_pairs_are_drawn_by_their_sequences(random_values):
