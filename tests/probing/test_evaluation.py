@@ -9,7 +9,7 @@ from sklearn import metrics as oracle
 from frugalfm.encoders import create_encoder
 from frugalfm.errors import InputError
 from frugalfm.probing.embed import Embedder
-from frugalfm.probing.evaluation import _draw, count_residues, evaluate_task
+from frugalfm.probing.evaluation import count_residues, draw_whole, evaluate_task
 from frugalfm.tasks import read_task
 from frugalfm.tokens.codec import Codec
 
@@ -108,12 +108,12 @@ def test_residues(encoder, make, monkeypatch):
 def test_training_sequences_are_drawn_whole_under_the_cap():
     lengths = np.array([30, 10, 20, 40, 5])
     for seed in range(20):
-        rows = _draw(lengths, 60, seed)
+        rows = draw_whole(lengths, 60, seed)
         assert lengths[rows].sum() <= 60
         assert (np.diff(rows) > 0).all()
-    assert len({tuple(_draw(lengths, 60, seed)) for seed in range(20)}) > 3
-    assert len(_draw(lengths, 1, 0)) == 1
-    assert _draw(lengths, 1000, 0).tolist() == [0, 1, 2, 3, 4]
+    assert len({tuple(draw_whole(lengths, 60, seed)) for seed in range(20)}) > 3
+    assert len(draw_whole(lengths, 1, 0)) == 1
+    assert draw_whole(lengths, 1000, 0).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_pooling_must_suit_the_task(encoder, make):

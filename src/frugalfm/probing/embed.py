@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from frugalfm.encoders.devices import Precision, autocast, limit_batch
+from frugalfm.encoders.pooled import mean_of_residues
 from frugalfm.errors import InputError
-from frugalfm.tokens.batches import plan_by_length
+from frugalfm.tokens.batches import SPECIALS, plan_by_length
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.inputs import Encoded
 
@@ -168,11 +169,9 @@ class Embedder:
         if self.pooling == "cls":
             states = states[:, 0]
         elif self.pooling == "mean":
-            counts = torch.from_numpy(lengths).to(states.device)[:, None]
-            places = torch.arange(states.shape[1], device=states.device)[None, :]
-            residue = (places >= 1) & (places <= counts)
-            # Zeroed rather than multiplied: what stands in a pad must not matter, NaN included.
-            states = states.masked_fill(~residue[:, :, None], 0).sum(1) / counts
+            ends = torch.from_numpy(lengths + SPECIALS).to(states.device)[:, None]
+            attended = torch.arange(states.shape[1], device=states.device) < ends
+            states = mean_of_residues(states, attended)
         return np.asarray(states.cpu().numpy())
 
 

@@ -23,7 +23,7 @@ from frugalfm.tasks.kinds import HEADLINE, IGNORED, MAPS, NUMBERS, PAIRS
 from frugalfm.tasks.results import Evaluation, report_predictions, score_split
 from frugalfm.tasks.splits import Split
 
-__all__ = ["PairOrder", "count_residues", "evaluate_task"]
+__all__ = ["PairOrder", "count_residues", "draw_whole", "evaluate_task"]
 
 _WINDOW = 1 << 24  # numbers of residues' embeddings held at once
 PairOrder = Literal["symmetric", "ordered"]
@@ -178,7 +178,7 @@ def _embed(embedder: Embedder, split: Split, order: PairOrder, tick: Tick | None
 def _probe_residues(
     embedder: Embedder, task: Task, train_tokens: int, seed: int, tick: Tick | None
 ) -> _Outcome:
-    chosen = _draw(task.train.lengths, train_tokens, seed)
+    chosen = draw_whole(task.train.lengths, train_tokens, seed)
     sequences = _encode(embedder, task.train.sequences)
     labels = np.split(task.train.targets, np.cumsum(task.train.lengths)[:-1])
     y = np.concatenate([labels[row] for row in chosen])
@@ -216,7 +216,7 @@ def _stream(embedder: Embedder, split: Split, tick: Tick | None) -> Iterator[np.
         yield embedder.embed([sequences[row] for row in part], tick)
 
 
-def _draw(lengths: np.ndarray, limit: int, seed: int) -> np.ndarray:
+def draw_whole(lengths: np.ndarray, limit: int, seed: int) -> np.ndarray:
     """Whole sequences at random, at least one, of at most `limit` residues; in their order."""
     order = np.random.default_rng(seed).permutation(len(lengths))
     count = int((np.cumsum(lengths[order], dtype=np.int64) <= limit).sum())

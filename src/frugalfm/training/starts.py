@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from frugalfm.encoders.heads import final_linear
+from frugalfm.probing.evaluation import draw_whole
 from frugalfm.probing.probes import ALPHAS, CS, Probe, choose, fit_logistic, fit_ridge
 from frugalfm.tasks.folder import Task
 from frugalfm.tasks.kinds import IGNORED, NUMBERS
@@ -91,7 +92,7 @@ def start_from_probe(
         layer (labels of residues from pieces of several).
     """
     began = time.perf_counter()
-    part = _draw(train, seed)
+    part = train.take(draw_whole(train.sizes, _MOST, seed))
     targets = np.concatenate(part.targets)
     linear = final_linear(model, len(task.classes) or 1)
     if linear is None or linear.bias is None:
@@ -110,14 +111,6 @@ def start_from_probe(
         bias = np.where(probes[best].bias < _NEVER, _FLOOR, probes[best].bias)
         linear.bias.copy_(torch.from_numpy(bias))
     return Start(probes[best].setting, values[best], len(x), time.perf_counter() - began)
-
-
-def _draw(data: TuningData, seed: int) -> TuningData:
-    """Whole sequences at random, in their order, of at most so many items."""
-    order = np.random.default_rng(seed).permutation(len(data.sequences))
-    count = max(1, int((np.cumsum(data.sizes[order]) <= _MOST).sum()))
-    rows = np.sort(order[:count])
-    return data.take(rows)
 
 
 def _fit(task: Task, x: np.ndarray, y: np.ndarray, standard: Standard) -> list[Probe]:
