@@ -209,7 +209,7 @@ _COSTS = {
     "cpu_seconds": ("CPU-s", ".1f"),
     "times_scan": ("x scan", ".2f"),
     "times_scan_cpu": ("x scan, CPU", ".2f"),
-    "peak_mb": ("peak MB", ".0f"),
+    "peak_mb": ("peak MiB", ".0f"),
 }
 
 

@@ -163,7 +163,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def peak_memory() -> float:
-    """Peak resident memory in MB; not by getrusage, which counts the parent's before exec."""
+    """Peak resident memory in MiB; not by getrusage, which counts the parent's before exec."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
@@ -221,7 +221,7 @@ def released(files: list[Path], options: argparse.Namespace, top: bool) -> np.nd
 
 def report(options: argparse.Namespace, results: list[dict[str, object]]) -> None:
     print(f"{options.rows:,} scores, budget {options.budget}, {os.cpu_count()} CPUs\n")
-    print("| | s | CPU-s | x scan | x scan, CPU | peak MB |\n|---|---|---|---|---|---|")
+    print("| | s | CPU-s | x scan | x scan, CPU | peak MiB |\n|---|---|---|---|---|---|")
     for result in results:
         ratios = [f"{result[key]:.2f}" if key in result else "" for key in RATIOS]
         print(

@@ -149,7 +149,7 @@ def _describe_held_out(folder: Path) -> tuple[pa.Array, np.ndarray]:
     known, (tokens, lengths) = codec.encode(pool)[0], codec.encode(held_out.filter(kept))
     counts = np.bincount(known, minlength=1 + int(tokens.max()))
     counts[tokens] = counts[tokens].clip(1)  # what the pool lacks counts as once there
-    surprise = -np.log(counts / counts.sum())[tokens]
+    surprise = -np.log(counts[tokens] / counts.sum())
     parts = np.split(surprise, np.cumsum(lengths)[:-1])
     return kept, np.array([part.mean() for part in parts])
 
