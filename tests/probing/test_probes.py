@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from frugalfm.probing import probes
-from frugalfm.probing.probes import choose, fit_logistic, fit_ridge, fit_sparse
+from frugalfm.probing.probes import choose, fit_labels, fit_logistic, fit_ridge, fit_sparse
 
 
 @pytest.fixture
@@ -85,3 +85,20 @@ def test_sparse_is_a_minimum_of_its_loss(features):
         np.testing.assert_allclose(slope[there], -np.sign(w[there]) / c, rtol=0.02, atol=0.5)
         assert (np.abs(slope[~there]) <= 1.02 / c + 0.5).all()
     assert (fit_sparse(features, y, [0.01])[0].weights == 0).sum() > 2
+
+
+def test_each_label_is_a_regression_of_its_own():
+    """Against two classes a label; a label that all rows have, or none, is certain."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((60, 5))
+    flags = np.stack([x[:, 0] > 0, x[:, 1] > 1, np.ones(60), np.zeros(60)], 1).astype(np.int64)
+    for probe, one, other in zip(
+        fit_labels(x, flags), fit_logistic(x, flags[:, 0], 2), fit_logistic(x, flags[:, 1], 2),
+        strict=True,
+    ):  # fmt: skip
+        outputs = probe.outputs(x)
+        for column, alone in enumerate((one, other)):
+            expected = np.diff(alone.outputs(x), axis=1)[:, 0]
+            np.testing.assert_allclose(outputs[:, column], expected, rtol=1e-9, atol=1e-9)
+        assert (outputs[:, 2] == 30).all()
+        assert (outputs[:, 3] == -30).all()

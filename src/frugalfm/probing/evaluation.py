@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from frugalfm.errors import InputError
 from frugalfm.probing.embed import Embedder
-from frugalfm.probing.probes import CS, Probe, choose, fit_logistic, fit_ridge
+from frugalfm.probing.probes import Probe, choose, fit_labels, fit_logistic, fit_ridge
 from frugalfm.tasks.folder import Task
 from frugalfm.tasks.kinds import HEADLINE, IGNORED, MAPS, NUMBERS, PAIRS
 from frugalfm.tasks.results import Evaluation, report_predictions, score_split
@@ -138,30 +138,13 @@ def _probe_sequences(
 
 def _probe_labels(task: Task, train: np.ndarray, dev: np.ndarray, test: np.ndarray) -> _Outcome:
     """Several labels a sequence: a logistic regression each, with one setting for all."""
-    columns = [
-        fit_logistic(train, y, 2) if 0 < y.mean() < 1 else _constant(train, int(y[0]))
-        for y in task.train.targets.T
-    ]
-    probes = [_join(settings) for settings in zip(*columns, strict=True)]
+    probes = fit_labels(train, task.train.targets)
     found = [(probe.outputs(dev) > 0).astype(np.int64) for probe in probes]
     best, grid = _choose(task, probes, found)
     scores = probes[best].outputs(dev), probes[best].outputs(test)
     return _Outcome(
         probes[best], grid, found[best], (scores[1] > 0).astype(np.int64), scores=scores
     )
-
-
-def _constant(x: np.ndarray, label: int) -> list[Probe]:
-    """Probes for a label that every training sequence has, or none."""
-    bias = np.array([0.0, 1e30 if label else -1e30])
-    return [Probe(np.zeros((2, x.shape[1])), bias, c) for c in CS]
-
-
-def _join(parts: tuple[Probe, ...]) -> Probe:
-    """One probe whose outputs are the log odds of several."""
-    weights = np.stack([probe.weights[1] - probe.weights[0] for probe in parts])
-    bias = np.array([probe.bias[1] - probe.bias[0] for probe in parts])
-    return Probe(weights, bias, parts[0].setting, all(probe.converged for probe in parts))
 
 
 def _embed(embedder: Embedder, split: Split, order: PairOrder, tick: Tick | None) -> np.ndarray:

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-__all__ = ["ALPHAS", "CS", "Probe", "choose", "fit_logistic", "fit_ridge", "fit_sparse"]
+__all__ = [
+    "ALPHAS",
+    "CS",
+    "Probe",
+    "choose",
+    "fit_labels",
+    "fit_logistic",
+    "fit_ridge",
+    "fit_sparse",
+]
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse strengths of logistic regression's penalty, strongest first."""
@@ -25,6 +34,7 @@ ALPHAS = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)
 # A largest gradient of the mean loss; tighter ones change no metric that a dev set can tell.
 _TOLERANCE = 1e-3
 _ITERATIONS = 1000
+_CERTAIN = 30.0  # log odds
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,47 @@ def fit_logistic(
         bias[model.classes_] = intercept - (coefficients / scale) @ mean
         probes.append(Probe(weights, bias, c, bool(model.n_iter_.max() < _ITERATIONS)))
     return probes
+
+
+def fit_labels(x: np.ndarray, flags: np.ndarray, cs: Sequence[float] = CS) -> list[Probe]:
+    """Logistic regression of several labels a row, one probe a setting.
+
+    Parameters
+    ----------
+    x
+        Features, shape ``(items, width)``.
+    flags
+        0 or 1, shape ``(items, labels)``.
+    cs
+        Inverse strengths of the penalty, for all labels the same.
+
+    Returns
+    -------
+    list of Probe
+        With an output a label: the log odds of 1, which are 30 or -30 whatever the features where
+        all rows have the label, or none.
+    """
+    columns = [_fit_flag(x, own, cs) for own in flags.T]
+    return [
+        Probe(
+            np.concatenate([probe.weights for probe in probes]),
+            np.concatenate([probe.bias for probe in probes]),
+            probes[0].setting,
+            all(probe.converged for probe in probes),
+        )
+        for probes in zip(*columns, strict=True)
+    ]
+
+
+def _fit_flag(x: np.ndarray, flags: np.ndarray, cs: Sequence[float]) -> list[Probe]:
+    """One label, as log odds."""
+    if flags.min() == flags.max():
+        always = np.array([_CERTAIN if flags[0] else -_CERTAIN])
+        return [Probe(np.zeros((1, x.shape[1])), always, c) for c in cs]
+    return [
+        replace(probe, weights=np.diff(probe.weights, axis=0), bias=np.diff(probe.bias))
+        for probe in fit_logistic(x, flags, 2, cs)
+    ]
 
 
 def fit_sparse(x: np.ndarray, y: np.ndarray, cs: Sequence[float] = CS) -> list[Probe]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 
 from frugalfm.encoders.heads import final_linear
 from frugalfm.probing.evaluation import draw_whole
-from frugalfm.probing.probes import ALPHAS, CS, Probe, choose, fit_logistic, fit_ridge
+from frugalfm.probing.probes import ALPHAS, Probe, choose, fit_labels, fit_logistic, fit_ridge
 from frugalfm.tasks.folder import Task
 from frugalfm.tasks.kinds import IGNORED, NUMBERS
 from frugalfm.training.labelled import TuningData
@@ -116,30 +116,10 @@ def start_from_probe(
 def _fit(task: Task, x: np.ndarray, y: np.ndarray, standard: Standard) -> list[Probe]:
     if task.kind in NUMBERS:
         return fit_ridge(x, (y - standard[0]) / standard[1], ALPHAS)
-    if task.kind != "multilabel":
-        x, y = x[y != IGNORED], y[y != IGNORED]
-        return fit_logistic(x, y, len(task.classes)) if len(np.unique(y)) > 1 else []
-    columns = [_fit_flag(x, flags) for flags in y.T]
-    return [
-        Probe(
-            np.concatenate([probe.weights for probe in probes]),
-            np.concatenate([probe.bias for probe in probes]),
-            probes[0].setting,
-            all(probe.converged for probe in probes),
-        )
-        for probes in zip(*columns, strict=True)
-    ]
-
-
-def _fit_flag(x: np.ndarray, flags: np.ndarray) -> list[Probe]:
-    """Logistic regression of one label, as a logit."""
-    if flags.min() == flags.max():
-        never, none = np.full(1, -_FLOOR * (2 * flags[0] - 1)), np.zeros((1, x.shape[1]))
-        return [Probe(none, never, c) for c in CS]
-    return [
-        replace(probe, weights=np.diff(probe.weights, axis=0), bias=np.diff(probe.bias))
-        for probe in fit_logistic(x, flags, 2)
-    ]
+    if task.kind == "multilabel":
+        return fit_labels(x, y)
+    x, y = x[y != IGNORED], y[y != IGNORED]
+    return fit_logistic(x, y, len(task.classes)) if len(np.unique(y)) > 1 else []
 
 
 @contextlib.contextmanager
