@@ -98,6 +98,8 @@ def run_all(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def make_scores(folder: Path, rows: int) -> None:
     """Write parts as `frugalfm score` does, and clusters; those of an earlier run are kept."""
+    from frugalfm.coreset.footers import describe_part
+
     folder.mkdir(parents=True, exist_ok=True)
     for number, first in enumerate(range(0, rows, PART_ROWS)):
         path, end = folder / f"part-{number:05d}.parquet", min(rows, first + PART_ROWS)
@@ -122,7 +124,7 @@ def make_scores(folder: Path, rows: int) -> None:
         }
         pq.write_table(pa.table(clusters), folder / f"clusters-{number:05d}.parquet")
         draft = path.with_suffix(".draft")
-        pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
+        pq.write_table(describe_part(table), draft, compression="zstd", write_page_checksum=True)
         draft.rename(path)
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from frugalfm.artifacts import read_manifest
+from frugalfm.coreset.footers import read_tally
 from frugalfm.encoders import create_encoder, save_encoder
 from frugalfm.errors import InputError
 from frugalfm.influence import HeadGradients, ScoreRecipe, estimate_fisher, score_sequences
@@ -68,6 +69,8 @@ def test_columns_and_summary(setting, tmp_path):
     assert summary["loss"] == pytest.approx(np.mean(table["loss"].to_numpy()), rel=1e-5)
     names = {p.name for p in (tmp_path / "s").iterdir()}
     assert names == {"part-00000.parquet", "fisher.safetensors", "manifest.json"}
+    known = read_tally([tmp_path / "s/part-00000.parquet"])
+    assert known.composition()["mean_loss"] == pytest.approx(summary["loss"], rel=1e-5)
 
 
 def test_parts_and_batches_do_not_matter(setting, tmp_path):

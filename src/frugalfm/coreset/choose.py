@@ -17,6 +17,7 @@ from frugalfm.coreset.budgets import parse_budget
 from frugalfm.coreset.coverage import check_options, hardest, plan_coverage
 from frugalfm.coreset.draw import Drawn, draw
 from frugalfm.coreset.eligible import cap_clusters, require_complexity
+from frugalfm.coreset.footers import read_tally
 from frugalfm.coreset.mixture import parse_mixture, share_out
 from frugalfm.coreset.opening import open_pool
 from frugalfm.coreset.order import WHOLE, Counts, Groups, Ranking, count_upper, in_order
@@ -185,7 +186,8 @@ def write_selection(
         ranking = rankings["influence"]
         expect_deciles(ranking)
         plan = _plan(pool, rankings, choice, budget, names)
-        chosen, whole = Tally(len(names)), Tally(len(names), ranking.watch())
+        chosen = Tally(len(names))
+        whole = Tally(len(names), ranking.watch(), known=read_tally(score_files))
         whole.influences = ranking.counts[0]
         beside = [name for name in ("source", "cluster") if name in pool.aligned]
         carry = ["row", "id", "influence", *Tally.columns, *beside]

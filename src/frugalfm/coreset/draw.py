@@ -123,7 +123,7 @@ def _attempt(
     pool: Pool, search: _Search, path: Path, tally: Tally | None, among: Sequence[int] | None
 ) -> tuple[Drawn, npt.NDArray[np.int64]]:
     def look(blocks: Iterator[Block]) -> tuple[pa.Table | None, Tally | None]:
-        seen = Tally(len(tally.sources), tally.watch) if tally is not None else None
+        seen = tally.start() if tally is not None else None
         found = []
         for block in blocks:
             if seen is not None:

@@ -29,22 +29,40 @@ class Tally:
         Number of sources; 0 if they are not known.
     watch
         Is shown all influences.
+    known
+        What :func:`~frugalfm.coreset.footers.read_tally` read, so that lengths and losses need
+        not be counted again.
     """
 
     columns = ("length", "loss")
 
-    def __init__(self, sources: int = 0, watch: Watch | None = None):
-        self.size, self.watch = 0, watch
+    def __init__(self, sources: int = 0, watch: Watch | None = None, *, known: Tally | None = None):
+        self.size, self.watch, self._known = 0, watch, known is not None
         self.influences: Counts = np.zeros(1 << 16, np.int64)
         self._losses: Counts = np.zeros(1 << 16, np.int64)
         self.sources: Counts = np.zeros(sources, np.int64)
         self._lengths: Counts = np.zeros(_SHORT, np.int64)
         self._long: Counter[int] = Counter()
         self._loss = 0.0
+        if known is not None:
+            self.merge(known)
+
+    def start(self) -> Tally:
+        """Return an empty one, to be merged, that counts what this one does not know."""
+        empty = Tally(len(self.sources), self.watch)
+        empty._known = self._known
+        return empty
 
     def add(self, columns: Mapping[str, Any]) -> None:
         """Count some sequences, given by columns of equal size."""
-        length, loss = columns["length"], columns["loss"]
+        if not self._known:
+            self._count(columns["length"], columns["loss"])
+        if len(self.sources):
+            np.add.at(self.sources, columns["source"], 1)
+        if self.watch is not None:
+            self.watch.add(columns["influence"])
+
+    def _count(self, length: npt.NDArray[np.integer[Any]], loss: npt.NDArray[np.float32]) -> None:
         self.size += len(length)
         self._loss += float(np.sum(loss, dtype=np.float64))
         count_upper(self._losses, loss)
@@ -52,10 +70,6 @@ class Tally:
             self._long.update(length[length >= _SHORT].tolist())
             length = length[length < _SHORT]
         np.add.at(self._lengths, length.astype(np.intp), 1)
-        if len(self.sources):
-            np.add.at(self.sources, columns["source"], 1)
-        if self.watch is not None:
-            self.watch.add(columns["influence"])
 
     def merge(self, other: Tally) -> None:
         """Count what another one has counted."""
@@ -64,7 +78,32 @@ class Tally:
         self._lengths += other._lengths
         self._long.update(other._long)
         self._losses += other._losses
-        self.sources += other.sources
+        if len(other.sources):
+            self.sources += other.sources
+
+    def to_json(self) -> dict[str, Any]:
+        """Lengths and losses, for :meth:`from_json`."""
+        filled = np.flatnonzero(self._losses)
+        return {
+            "rows": self.size,
+            "loss": self._loss,
+            "losses": [filled.tolist(), self._losses[filled].tolist()],
+            "lengths": [*map(list, zip(*self.lengths().items(), strict=True))],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Tally:
+        """Read what :meth:`to_json` gave."""
+        found = cls()
+        found.size, found._loss = int(content["rows"]), float(content["loss"])
+        buckets, counts = content["losses"]
+        found._losses[buckets] = counts
+        for length, count in zip(*content["lengths"], strict=True):
+            if length < _SHORT:
+                found._lengths[length] = count
+            else:
+                found._long[length] = count
+        return found
 
     def composition(self) -> dict[str, Any]:
         """Return ``sequences, mean_loss, loss_quantiles, length_quantiles``.

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from frugalfm.coreset.footers import describe_part
 from frugalfm.errors import FrugalError
 from frugalfm.influence.gradients import Gradients
 from frugalfm.influence.scoring import Fisher, ScoreRecipe, estimate_fisher, score_sequences
@@ -292,9 +293,8 @@ class _Worker:
                 }
                 columns["length"] = table["length"]
                 with claim.write(path) as draft:
-                    pq.write_table(
-                        pa.table(columns), draft, compression="zstd", write_page_checksum=True
-                    )
+                    described = describe_part(pa.table(columns))
+                    pq.write_table(described, draft, compression="zstd", write_page_checksum=True)
             if path.is_file():
                 for piece in pieces:
                     piece.path.unlink(missing_ok=True)
