@@ -64,11 +64,21 @@ def test_no_verb_shows_the_overview(capsys):
         (["pretrain", "nowhere", "--model", "rna-fm", "--steps", "1", "--out", "OUT"], "nowhere"),
         (["pretrain", "nowhere", "--model", "rna-fm-tiny", "--out", "OUT"], "--steps or --epochs"),
         (["pretrain", "x", "--model", "y", "--steps", "0", "--out", "OUT"], "--steps must be pos"),
+        (["pretrain", "x", "--model", "y", "--steps", "1", "--weight-decay", "-1", "--out", "OUT"],
+         "--weight-decay must be at least 0"),
+        (["pretrain", "x", "--model", "y", "--steps", "1", "--flatten", "nan", "--out", "OUT"],
+         "--flatten must be a finite number, not nan"),
+        (["convert", "x", "--attention", "sink", "--data", "y", "--steps", "1",
+          "--weight-decay", "inf", "--out", "OUT"], "--weight-decay must be a finite number"),
+        (["convert", "x", "--attention", "sink", "--data", "y", "--steps", "1",
+          "--flatten", "-0.1", "--out", "OUT"], "--flatten must be at least 0"),
+        (["tune", "x", "--task", "y", "--weight-decay", "-1", "--out", "OUT"], "--weight-decay"),
+        (["tune", "x", "--task", "y", "--targets", "q", "v", "--out", "OUT"], "x: no such"),
         (["score", "nowhere", "--model", "m", "--out", "OUT"], "nowhere"),
         (["score", "x", "--model", "m", "--out", "OUT", "--passes", "9"], "--mask-groups 7"),
         (["score", "x", "--model", "m", "--out", "OUT", "--seed", "-1"], "--seed"),
         (["select", "nowhere", "--budget=1%", "--strategy=random", "--out", "OUT"], "nowhere"),
-        (["embed", "nowhere", "x.fasta", "--out", "OUT"], "nowhere"),
+        (["embed", "nowhere", "x.fasta", "--out", "OUT.parquet"], "nowhere"),
         (["predict", "nowhere", "x.fasta", "--out", "OUT.csv"], "nowhere"),
         (["evaluate", "nowhere", "--task", "x", "--out", "OUT"], "nowhere"),
         (["outliers", "nowhere", "--data", "x", "--out", "OUT"], "nowhere"),
@@ -95,6 +105,24 @@ def test_bad_words_are_status_2(words):
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 2
+
+
+def test_an_option_that_is_left_out_is_called_required(capsys):
+    for words, message in (
+        (["build", "x.fa", "--out", "o"], "--alphabet is required"),
+        (["build", "x.fa", "--out", "o", "--alphabet"], "--alphabet requires an argument"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_help_shows_no_option_that_does_nothing(capsys):
+    main(["tune", "--help"])
+    shown = capsys.readouterr().out
+    assert "--targets" in shown
+    assert "--empty" not in shown
 
 
 def test_traceback_on_request(tmp_path):
@@ -128,9 +156,9 @@ def test_a_bug_is_reported_as_one(monkeypatch, capsys):
 
 
 ORDER = [
-    "errors", "artifacts", "progress", "sequences", "coreset", "tokens", "attention", "encoders",
-    "tasks", "probing", "training", "influence", "quantization", "deployment", "suites",
-    "reporting", "verbs", "cli",
+    "errors", "destinations", "artifacts", "progress", "sequences", "coreset", "tokens",
+    "attention", "encoders", "tasks", "probing", "training", "influence", "quantization",
+    "deployment", "suites", "reporting", "verbs", "cli",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from frugalfm.destinations import find_place
 from frugalfm.errors import FrugalError, InputError
 
 __all__ = ["Stage", "fingerprint", "open_stage", "read_manifest", "write_atomically", "write_json"]
@@ -129,7 +130,7 @@ class Stage:
     Attributes
     ----------
     out
-        Where the artifact will be.
+        Where the artifact will be; at the end of a link, if it was given as one.
     work
         The staging folder to write into; survives a kill.
     done
@@ -234,7 +235,7 @@ def open_stage(
     Parameters
     ----------
     out
-        Destination folder.
+        Destination folder, or a link to it.
     kind
         The artifact's kind, such as ``"scores"``.
     config
@@ -250,12 +251,10 @@ def open_stage(
     Raises
     ------
     InputError
-        `out` holds something else or lies inside an input, or another process is writing it.
+        `out` holds something else, is, holds or lies inside an input, or another process is
+        writing it.
     """
-    out = Path(out).absolute()
-    for path in inputs.values():
-        if path is not None and Path(path).absolute() in {out, *out.parents}:
-            raise InputError(f"{out}: lies inside the input {path}; choose another --out")
+    out = find_place(out, inputs.values())
     settings = json.loads(json.dumps(dict(config), default=str))
     sources = {
         name: {"path": str(path), "sha256": fingerprint(path)}

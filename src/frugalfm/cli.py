@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, CycloptsPanel, MissingArgumentError, Parameter
 
 import frugalfm
 from frugalfm import VERBS, __version__
@@ -55,10 +55,20 @@ def _make_app() -> App:
         version=__version__,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+        error_formatter=_explain,
     )
     for verb in VERBS:
         app.command(getattr(frugalfm, verb), name=verb.replace("_", "-"))
     return app
+
+
+def _explain(error: CycloptsError) -> Any:
+    """Tell an option that was left out from one that was given without a value."""
+    given = error.argument is None or error.argument.tokens
+    if isinstance(error, MissingArgumentError) and error.keyword is None and not given:
+        return CycloptsPanel(str(error).replace("requires an argument", "is required"))
+    return CycloptsPanel(error)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,14 @@
 import inspect
 import warnings
 
-__all__ = ["FrugalError", "FrugalWarning", "InputError", "require_positive", "warn"]
+__all__ = [
+    "FrugalError",
+    "FrugalWarning",
+    "InputError",
+    "require_not_negative",
+    "require_positive",
+    "warn",
+]
 
 _PACKAGE = __name__.partition(".")[0] + "."
 
@@ -38,3 +45,10 @@ def require_positive(*, seed: int = 0, **options: float | None) -> None:
     for name, value in options.items():
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {value}")
+
+
+def require_not_negative(**options: float | None) -> None:
+    """Refuse numbers of a verb that may be 0 and are less, or are not finite."""
+    for name, value in options.items():
+        if value is not None and not 0 <= value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {value}")

@@ -1,5 +1,7 @@
 """Embeddings: the right positions pooled, whatever the batch; files are whole or absent."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -150,3 +152,10 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_one(encoder, sequences, tmp_
         write_embeddings(path, pieces(), Embedder(encoder[0], encoder[1]), {})
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["e.parquet"]
+
+
+def test_pieces_have_no_embeddings_of_residues(encoder):
+    """And a task with a structure is not sent from one option to another."""
+    pieces = SimpleNamespace(per_residue=False)
+    with pytest.raises(InputError, match=r"label a residue `frugalfm tune` works"):
+        Embedder(encoder[0], pieces, "token")

@@ -1,6 +1,8 @@
 """What build does to records, against a naive reading of the same policies."""
 
+import json
 import re
+import warnings
 from collections import Counter
 
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import frugalfm
-from frugalfm.errors import InputError
+from frugalfm.errors import FrugalWarning, InputError
 from frugalfm.sequences import fasta, repeats
+from frugalfm.sequences.readers import stream_sequences
 from frugalfm.sequences.shards import open_shards
 
 PAIRS = dict(zip("ACGTRYKMBVDHSWN-", "TGCAYRMKVBHDSWN-", strict=True))
@@ -202,7 +205,8 @@ def test_user_columns_are_united(tmp_path):
     (tmp_path / "b.fa").write_text(">b about\nGG\n")
     (tmp_path / "c.tsv").write_text("name\tid2\tsequence\nc\tx\tUU\n")
     files = [tmp_path / name for name in ("a.csv", "b.fa", "c.tsv")]
-    out = frugalfm.build(*files, alphabet="rna", out=tmp_path / "out")
+    with pytest.warns(FrugalWarning, match=r"a\.csv: the column 'length' is not kept"):
+        out = frugalfm.build(*files, alphabet="rna", out=tmp_path / "out")
     shards = open_shards(out)
     rows = [row for batch in shards.batches() for row in batch.to_pylist()]
     empty = {"label": None, "description": None, "name": None, "id2": None}
@@ -252,3 +256,52 @@ def test_named_columns(tmp_path):
     (batch,) = shards.batches()
     row = {"id": "x", "sequence": "ACGU", "length": 4, "note": "hello"}
     assert batch.to_pylist() == [row]
+    # Shards have lengths of their own, which are not the user's.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frugalfm.build(tmp_path / "out", alphabet="rna", out=tmp_path / "again")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_columns_that_are_called_as_ours_are_kept(tmp_path, suffix):
+    """As embed and predict take them."""
+    header = ["gene", "other", "sequence", "id", "sequence_2"]
+    rows = [["x", "ACGU", "a note", "7", ""], ["y", "GG", "", "8", "9"]]
+    lines = [json.dumps(dict(zip(header, row, strict=True))) for row in rows]
+    if suffix == "csv":
+        lines = [",".join(row) for row in [header, *rows]]
+    (tmp_path / f"a.{suffix}").write_text("\n".join(lines))
+    options = {"alphabet": "rna", "id_column": "gene", "sequence_column": "other"}
+    shards = open_shards(frugalfm.build(tmp_path / f"a.{suffix}", out=tmp_path / "o", **options))
+    (batch,) = shards.batches()
+    assert batch.to_pylist() == [
+        {
+            "id": "x",
+            "sequence": "ACGU",
+            "length": 4,
+            "sequence_3": "a note",
+            "id_2": "7",
+            "sequence_2": "",
+        },
+        {
+            "id": "y",
+            "sequence": "GG",
+            "length": 2,
+            "sequence_3": "",
+            "id_2": "8",
+            "sequence_2": "9",
+        },
+    ]
+
+
+def test_a_folder_of_files_is_to_be_named_by_its_files(tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in ("b.fa.gz", "a.fa.gz", "notes.txt"):
+        (folder / name).write_text("")
+    with pytest.raises(
+        InputError, match=r"and not of shards; name the files, such as .*/d/\*\.fa\.gz$"
+    ):
+        frugalfm.build(folder, alphabet="rna", out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"name one of them, such as .*/d/a\.fa\.gz$"):
+        next(stream_sequences(folder, "rna"))

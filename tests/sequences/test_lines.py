@@ -105,8 +105,12 @@ def test_only_the_wanted_columns_are_read(tmp_path, suffix):
     assert (records.data, records.columns.column("length").to_pylist()) == (b"AC", ["x"])
     assert records.columns.column("id").to_pylist() == ["a"]
     assert [row["sequence"] for row in rows_of(path, sequence_column="seq")] == ["AC"]
-    with pytest.raises(InputError, match="column 'sequence' is not the one that the options name"):
-        open_sources(path, "rna", sequence_column="seq")
+    # All columns beside those that the options name, under names of their own.
+    (source,) = open_sources(path, "rna", id_column="id2", sequence_column="seq")
+    (records,) = source.read()
+    kept = {"id": ["b"], "sequence_2": ["?"], "id_2": ["a"]}
+    assert (records.data, records.columns.to_pydict(), source.replaced) == (b"AC", kept, True)
+    assert [field.name for field in source.fields] == ["sequence_2", "id_2"]
     with pytest.raises(InputError, match="no column 'no'; there are: seq, sequence"):
         rows_of(path, ["no"], sequence_column="seq")
 

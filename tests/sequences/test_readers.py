@@ -3,6 +3,7 @@ import gzip
 import io
 import itertools
 import lzma
+import random
 
 import dnaio
 import pyarrow as pa
@@ -174,4 +175,77 @@ def test_stream_refuses_empty_sequences(tmp_path):
     path = tmp_path / "a.fa"
     path.write_text(">a\nAC\n>b\n\n>c\nGG\n")
     with pytest.raises(InputError, match="line 3: the sequence is empty"):
+        rows(path)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [
+        ('"AC,x\nGU,y\n', 2),
+        ('AC,"x\nGU,y\n', 2),
+        ('AC,x\nGU,"y', 3),
+        ('"AC","x\n\n"\nGU,"y\nGG,\n', 5),
+        ('"A\nC","y\nGG,\n', 3),
+    ],
+)
+def test_a_quote_that_is_not_closed(tmp_path, start, line, ending):
+    path = tmp_path / f"a.csv{ending}"
+    text = f"sequence,note\n{start}".encode()
+    path.write_bytes(gzip.compress(text) if ending else text)
+    for columns in (None, ["note"]):
+        with pytest.raises(InputError, match=rf"csv{ending}, line {line}: a quote is opened and"):
+            rows(path, columns=columns)
+
+
+def test_a_header_whose_quote_is_not_closed(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id,"sequence\na,AC\n')
+    with pytest.raises(InputError, match="line 1: a quote is opened and not closed"):
+        rows(path)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_quotes_within_fields_are_letters(tmp_path, end):
+    path = tmp_path / "a.csv"
+    path.write_text(f'sequence,note\nAC,5" long\n"GU","a ""b"" c"{end}', newline="")
+    notes = [row["note"] for row in rows(path, columns=["note"])]
+    assert notes == ['5" long', 'a "b" c']
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_tables_in_utf_16(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_text("sequence,note\nAC,x\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"a\.csv: is not UTF-8 but UTF-16"):
+        rows(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.fa.gz", "a.jsonl.gz", "a.fq.gz"])
+def test_damaged_gzip(tmp_path, name):
+    kinds = {
+        "csv": "sequence\n" + "{}\n",
+        "fa": ">a\n{}\n",
+        "jsonl": '{{"sequence": "{}"}}\n',
+        "fq": "@a\n{0}\n+\n{0}\n",
+    }
+    letters = random.Random(0)
+    text = kinds[name.split(".")[1]].format("".join(letters.choices("ACGU", k=900)))
+    whole = gzip.compress(text.encode())
+    path = tmp_path / name
+    path.write_bytes(whole + bytes(8))  # padding is allowed
+    assert len(rows(path)) == 1
+    messages = set()
+    for place in range(40, len(whole) - 8, 9):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(InputError) as error:
+            rows(path)
+        messages.add(str(error.value).partition(" (")[0])
+    assert f"{path}: cannot be read" in messages
+    for tail in (b"x", b"some text that was appended\n", bytes(4) + b"x"):
+        path.write_bytes(whole + tail)
+        with pytest.raises(InputError, match="holds something else after its gzip content"):
+            rows(path)
+    path.write_bytes(whole + whole[:40])
+    with pytest.raises(InputError, match="ends too early"):
         rows(path)

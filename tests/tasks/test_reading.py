@@ -1,5 +1,7 @@
 """What users' own files need: other names of files and columns, and rows to be held out."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -197,5 +199,28 @@ def test_flip_and_other_files_take_no_options(tmp_path):
     with pytest.raises(InputError, match=r"FLIP's form, which tells all; leave out --dev-share"):
         find_splits(path, Reading(dev_share=0.1))
     (tmp_path / "x.xlsx").write_text("x")
-    with pytest.raises(InputError, match="with train, dev and test, or one table"):
+    with pytest.raises(InputError, match=r"is no table or folder; .* and test, or one table"):
         find_splits(tmp_path / "x.xlsx", Reading(dev_share=0.1, test_share=0.1))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "common", "rare"),
+    [("label", "auto", "a", "rare"), ("label", "multilabel", "a;b", "rare"),
+     ("structure", "auto", "HE", "HX")],
+)  # fmt: skip
+def test_a_label_that_only_held_out_rows_have(tmp_path, column, kind, common, rare):
+    words = ["".join(word) for word in itertools.product("ACGU", repeat=4)]
+    names = [common, common if ";" in common else "b"]
+    if column == "structure":
+        names = [name * 2 for name in (common, common)]
+        rare *= 2
+    rows = [f"{word},{names[i % 2]}" for i, word in enumerate(words)]
+    table = tmp_path / "one.csv"
+    table.write_text("\n".join([f"sequence,{column}", *rows, ""]))
+    reading = Reading(dev_share=0.1, test_share=0.1)
+    first = read_task(table, "rna", kind=kind, reading=reading).test.rows[0]
+    rows[first] = f"{words[first]},{rare}"
+    table.write_text("\n".join([f"sequence,{column}", *rows, ""]))
+    message = rf"line {first + 2}: .* only among the rows that are held out .* add rows"
+    with pytest.raises(InputError, match=message):
+        read_task(table, "rna", kind=kind, reading=reading)

@@ -101,8 +101,57 @@ def test_whole_numbers_are_spelled_alike(make):
         "test": "sequence,label\nA,0\n",
     }
     task = read_task(make(files), "rna")
-    assert task.classes == ("0", "1")
+    assert task.classes == ("0.0", "1.0")  # as training spells them
     assert task.dev.targets.tolist() == [1]
+    assert task.dev.texts.to_pylist() == ["1.0"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["1_1", "1_2", "11"], ("11", "1_1", "1_2")),
+        (["007", "7", "08"], ("007", "7", "08")),
+        (["10", "1e1", "2"], ("2", "10", "1e1")),
+        ([str(2**53), str(2**53 + 1)], (str(2**53), str(2**53 + 1))),
+        ([str(10**20), str(10**20 + 1)], (str(10**20), str(10**20 + 1))),
+        (["1.0", "1.00", "1"], ("1", "1.0", "1.00")),
+        (["١", "1"], ("1", "١")),  # digits of another script
+        (["1.0", "1", "-1"], ("-1", "1")),
+        (["-1.0", "+1"], ("-1.0", "+1")),
+    ],
+)
+def test_names_stay_apart_though_they_may_be_read_as_numbers(make, labels, classes):
+    rows = "".join(f"ACGU,{label}\n" for label in labels)
+    files = dict.fromkeys(("train", "dev", "test"), f"sequence,label\n{rows}")
+    task = read_task(make(files), "rna", kind="classification")
+    assert task.classes == classes
+    assert set(task.train.texts.to_pylist()) == set(classes) <= set(labels)
+
+
+@pytest.mark.parametrize("spell", ["1_{}", "{:04}"])
+def test_many_names_are_no_numbers(make, spell):
+    rows = "".join(f"ACGU,{spell.format(i)}\n" for i in range(60))
+    task = read_task(
+        make(dict.fromkeys(("train", "dev", "test"), f"sequence,label\n{rows}")), "rna"
+    )
+    assert (task.kind, len(task.classes)) == ("classification", 60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"test": "sequence,label\nA,3\n"}, "auto", "some to training, or say --kind regression$"),
+        ({"test": "sequence,label\nA,x\n"}, "classification", "some to training$"),
+        ({"dev": "sequence,label\nA,nan\n"}, "regression", "finite number; take the row out$"),
+        ({"dev": "sequence,label\nA,NA\n"}, "regression", "finite number; take the row out$"),
+        ({"dev": "sequence,label\nA,1_1\n"}, "regression", "say --kind classification"),
+        ({"train": "sequence,label\nA,1\nC,2.5\nG,nan\n"}, "auto", "most are; take the row out$"),
+    ],
+)
+def test_labels_that_do_not_fit_come_with_a_remedy(make, changes, kind, message):
+    files = dict.fromkeys(("train", "dev", "test"), "sequence,label\nA,1\nC,2\n")
+    with pytest.raises(InputError, match=message):
+        read_task(make(files, **changes), "rna", kind=kind)
 
 
 def test_dot_bracket_notation(make):
@@ -249,6 +298,25 @@ def test_truncated_gzip_is_refused(make):
         (folder / "test.csv.gz").write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"test\.csv\.gz"):
             read_task(folder, "rna")
+
+
+def test_damaged_gzip_and_open_quotes_are_refused(make):
+    folder = make(CLASSES)
+    (folder / "test.csv").unlink()
+    rows = "".join(f"{'ACGU' * (i % 97)}A,a\n" for i in range(5000))
+    whole = gzip.compress(f"sequence,label\n{rows}".encode())
+    half = len(whole) // 2
+    for damaged in (
+        whole[:half] + bytes([whole[half] ^ 16]) + whole[half + 1 :],
+        whole[:14] + bytes([whole[14] ^ 16]) + whole[15:],
+    ):
+        (folder / "test.csv.gz").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"test\.csv\.gz: cannot be read"):
+            read_task(folder, "rna")
+    text = 'sequence,label\nACGU,a\nGGGU,"b\nAAAA,a\n'
+    (folder / "test.csv.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(InputError, match=r"test\.csv\.gz, line 3: a quote is opened"):
+        read_task(folder, "rna")
 
 
 def test_parquet_labels_of_a_strange_type_are_refused(make):

@@ -293,6 +293,9 @@ def test_a_mask_in_a_table(tmp_path):
     text = "sequence,structure,mask\nACGU,HHCC,1101\n"
     task = read_task(write_all(tmp_path / "t", text), "rna")
     assert task.test.targets.tolist() == [1, 1, IGNORED, 0]
+    (tmp_path / "t/dev.csv").write_text(text.replace("1101", "0000"))
+    with pytest.raises(InputError, match=r"dev\.csv: the masks leave out every residue"):
+        read_task(tmp_path / "t", "rna")
 
 
 def test_baseline_is_the_mean_by_separation(tmp_path, chains):

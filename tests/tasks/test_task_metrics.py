@@ -152,3 +152,15 @@ def test_samples_are_scores_of_the_drawn_rows():
     assert (other == 1).all()
     interval = score_classes(true, predicted, resamples=40, seed=5)["mcc"]
     assert interval.low == pytest.approx(np.quantile(found["mcc"], 0.025))
+
+
+def test_resamples_without_any_item_are_left_out():
+    """Of four sequences two have no residue with a label; some resamples hold those alone."""
+    groups = np.array([0, 0, 0, 3, 3])
+    true, predicted = np.array([0, 1, 1, 0, 1]), np.array([0, 1, 1, 1, 0])
+    with np.errstate(all="raise"):
+        found = score_classes(true, predicted, groups, resamples=4000)
+    assert found["accuracy"].value == pytest.approx(0.6)
+    # All right of the first sequence, all wrong of the last.
+    assert (found["accuracy"].low, found["accuracy"].high) == (0, 1)
+    assert (found["mcc"].low, found["mcc"].high) == (-1, 1)

@@ -72,6 +72,12 @@ def test_other_tokenizers_are_refused(tmp_path):
         Codec.from_tokenizer(BertTokenizerFast(str(tmp_path / "vocab.txt")))
 
 
+def test_an_empty_vocabulary_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").touch()
+    with pytest.raises(InputError, match=r"neither one token a residue .* `frugalfm import-check"):
+        Codec.from_tokenizer(BertTokenizerFast(str(tmp_path / "vocab.txt")))
+
+
 def test_store_gives_back_every_row_and_survives_a_cut_write(tmp_path):
     sequences = ["ACGU", "G", "NNACG", "UUUUUUUU"]
     tables = [pa.table({"sequence": sequences[:3]}), pa.table({"sequence": sequences[3:]})]

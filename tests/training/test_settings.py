@@ -64,3 +64,9 @@ def test_maps_take_neither_cuts_nor_a_first_token(tmp_path, codec, options, mess
     task = read_task(make_maps(tmp_path / "m", sizes=(4, 4, 4)), "rna")
     with pytest.raises(InputError, match=message):
         TuningOptions(**options).plan(tmp_path, task, codec, 64)
+
+
+@pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf")])
+def test_a_weight_decay_is_finite_and_not_negative(decay):
+    with pytest.raises(InputError, match="--weight-decay must be at least 0"):
+        TuningOptions(weight_decay=decay)

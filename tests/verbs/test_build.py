@@ -58,6 +58,17 @@ def test_all_inputs_are_checked_before_any_is_read(sample, tmp_path):
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_rows_that_are_named_after_their_file_are_others_under_another_name(tmp_path):
+    (tmp_path / "one.csv").write_text("sequence\nACGU\n")
+    out = frugalfm.build(tmp_path / "one.csv", alphabet="rna", out=tmp_path / "shards")
+    moved = (tmp_path / "one.csv").rename(tmp_path / "two.csv")
+    with pytest.raises(InputError, match="not made by this call"):
+        frugalfm.build(moved, alphabet="rna", out=out)
+    moved.write_text("id,sequence\na,ACGU\n")
+    frugalfm.build([moved], alphabet="rna", out=out, overwrite=True)  # a list is several, too
+    frugalfm.build(moved.rename(tmp_path / "one.csv"), alphabet="rna", out=out)
+
+
 def test_shards_are_input_too(sample, tmp_path):
     first = frugalfm.build(sample, alphabet="rna", out=tmp_path / "first")
     again = frugalfm.build(first, alphabet="rna", out=tmp_path / "again")

@@ -9,6 +9,7 @@ from frugalfm.errors import InputError
 from frugalfm.probing.embed import Embedder
 from frugalfm.tokens.codec import Codec
 from frugalfm.tokens.inputs import stream_encoded
+from frugalfm.verbs.build import build
 from frugalfm.verbs.embed import embed
 
 
@@ -78,7 +79,61 @@ def test_bad_options(checkpoint, fasta, tmp_path):
         embed(checkpoint, tmp_path / "none.fa", out=out)
     with pytest.raises(InputError, match="is a folder"):
         embed(checkpoint, fasta, out=tmp_path, device="cpu")
-    (tmp_path / "other.txt").write_text("precious")
+    for name in ("e.csv", "e.npy", "e"):
+        with pytest.raises(InputError, match=r"name it \.parquet"):
+            embed(checkpoint, fasta, out=tmp_path / name, device="cpu")
+    with pytest.raises(InputError, match=r"--base .*is a whole model"):
+        embed(checkpoint, fasta, out=out, base=checkpoint, device="cpu")
+    out.write_text("precious")
     with pytest.raises(InputError, match="already exists"):
-        embed(checkpoint, fasta, out=tmp_path / "other.txt", device="cpu")
-    assert (tmp_path / "other.txt").read_text() == "precious"
+        embed(checkpoint, fasta, out=out, device="cpu")
+    assert out.read_text() == "precious"
+
+
+def test_neither_the_input_nor_the_encoder_is_overwritten(checkpoint, fasta, tmp_path):
+    pool = build(fasta, alphabet="rna", out=tmp_path / "pool")
+    part = pool / "part-00000.parquet"
+    table = tmp_path / "t.parquet"
+    pq.write_table(pq.read_table(part), table)
+    (tmp_path / "link.parquet").symlink_to(table)
+    weights = checkpoint / "weights.parquet"
+    before = table.read_bytes(), part.read_bytes()
+    for sequences, out in [
+        (table, table),
+        (table, tmp_path / "link.parquet"),
+        (pool, part),
+        (pool, tmp_path / "model/../pool/part-00000.parquet"),
+        (fasta, weights),
+    ]:
+        with pytest.raises(InputError, match="is or lies inside the input"):
+            embed(checkpoint, sequences, out=out, overwrite=True, device="cpu")
+    assert (table.read_bytes(), part.read_bytes()) == before
+    assert not weights.exists()
+
+
+def test_a_file_goes_through_a_link(checkpoint, fasta, tmp_path):
+    (tmp_path / "home").symlink_to(tmp_path / "scratch")  # which is not there yet
+    out = embed(checkpoint, fasta, out=tmp_path / "home/e.parquet", device="cpu")
+    (tmp_path / "l.parquet").symlink_to(out)
+    embed(checkpoint, fasta, out=tmp_path / "l.parquet", pooling="cls", overwrite=True)
+    assert (tmp_path / "l.parquet").is_symlink()
+    assert pq.read_schema(tmp_path / "scratch/e.parquet").metadata[b"pooling"] == b"cls"
+
+
+def test_what_is_made_of_another_column_or_of_another_name_is_another(checkpoint, tmp_path, capsys):
+    one, two, out = tmp_path / "one.csv", tmp_path / "two.csv", tmp_path / "e.parquet"
+    one.write_text("sequence,other\nACGU,GGGG\n")
+    embed(checkpoint, one, out=out, sequence_column="other", device="cpu")
+    with pytest.raises(InputError, match="not made by this call"):
+        embed(checkpoint, one, out=out, device="cpu")
+    embed(checkpoint, one, out=out, device="cpu", overwrite=True)
+    assert pq.read_table(out)["id"].to_pylist() == ["one:1"]
+    one.rename(two)
+    with pytest.raises(InputError, match="not made by this call"):
+        embed(checkpoint, two, out=out, device="cpu")
+    two.write_text("id,sequence\na,ACGU\n")
+    embed(checkpoint, two, out=out, device="cpu", overwrite=True)
+    two.rename(one)
+    capsys.readouterr()
+    embed(checkpoint, one, out=out, device="cpu")
+    assert "already there" in capsys.readouterr().out

@@ -247,8 +247,11 @@ def test_rna_fm_is_refused_where_it_does_not_match(tmp_path):
     torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(InputError, match=r"does not have RNA-FM's names"):
         import_checkpoint(path, out=tmp_path / "out", allow_pickle=True)
-    path.write_bytes(b"nothing of the kind")
+    path.write_bytes(b"PK\x03\x04 and nothing of the kind")
     with pytest.raises(InputError, match="cannot be opened"):
+        import_checkpoint(path, out=tmp_path / "out", allow_pickle=True)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="is no checkpoint, neither safetensors nor"):
         import_checkpoint(path, out=tmp_path / "out", allow_pickle=True)
 
 

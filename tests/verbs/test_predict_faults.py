@@ -206,6 +206,8 @@ def test_bad_options(tuned, tmp_path):
         run(model, fasta, tmp_path / "p.txt")
     with pytest.raises(InputError, match="is a folder"):
         run(model, fasta, tmp_path)
+    with pytest.raises(InputError, match=r"--base .*is a whole model"):
+        run(model, fasta, out, base=tuned.checkpoint)
     with pytest.raises(InputError, match="--batch-tokens"):
         run(model, fasta, out, batch_tokens=0)
     with pytest.raises(InputError, match="frugalfm tune"):
@@ -237,6 +239,21 @@ def test_bad_options(tuned, tmp_path):
     with pytest.raises(InputError, match="sequence_a and sequence_b"):
         run(tuned("interaction")[0], fasta, out)
     assert {file.name for file in tmp_path.iterdir()} == {"in.fa", "copy.csv"}
+
+
+def test_what_is_named_after_its_file_is_another_under_another_name(tuned, tmp_path):
+    model, _ = tuned()
+    (tmp_path / "one.csv").write_text("sequence\nACGU\n")
+    out = run(model, tmp_path / "one.csv", tmp_path / "p.csv")
+    assert "one:1" in out.read_text()
+    with pytest.raises(InputError, match="not made by this call"):
+        run(model, (tmp_path / "one.csv").rename(tmp_path / "two.csv"), out)
+    out.unlink()
+    (tmp_path / "p").symlink_to(tmp_path / "scratch")  # a folder that is to be made
+    (tmp_path / "l.csv").symlink_to("p/real.csv")
+    for _ in range(2):
+        run(model, tmp_path / "two.csv", tmp_path / "l.csv")
+    assert {file.name for file in (tmp_path / "scratch").iterdir()} == {"real.csv", "real.csv.json"}
 
 
 def test_a_bad_partner_is_named_by_line(tuned, tmp_path):

@@ -96,6 +96,7 @@ def test_bad_input_is_refused(checkpoint, data, tmp_path):
         ({"activation_granularity": "channel"}, "tensor, token or sequence"),
         ({"calibration_batches": 0}, "--calibration-batches must be positive"),
         ({"calibration_batches": 21}, r"data\.fa: 40 sequences are too few.* need 42"),
+        ({"limit": 3}, "6 sequences are too few.*give a larger --limit or fewer"),
         ({"data": write_fasta(tmp_path / "p.fa", 40, "MKLVEF")}, r"p\.fa"),
         ({"data": write_fasta(tmp_path / "none.fa", 0)}, r"none\.fa"),
         ({"data": write_fasta(tmp_path / "one.fa", 1)}, r"one\.fa: 1 sequences are too few"),

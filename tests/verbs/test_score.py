@@ -152,7 +152,7 @@ def test_a_second_call_finds_it_done(setting, tmp_path, capsys):
 def test_misfits_are_refused_before_any_work(setting, tmp_path):
     (tmp_path / "p.fasta").write_text(">a\nMKLV\n")
     build(tmp_path / "p.fasta", alphabet="protein", out=tmp_path / "protein")
-    with pytest.raises(InputError, match="holds protein, the model reads rna"):
+    with pytest.raises(InputError, match=r"model reads rna; choose a model of protein$"):
         score(tmp_path / "protein", model=setting / "model", out=tmp_path / "s")
     (tmp_path / "l.fasta").write_text(">a\n" + "A" * 2000 + "\n")
     build(tmp_path / "l.fasta", alphabet="rna", max_length=3000, out=tmp_path / "long")

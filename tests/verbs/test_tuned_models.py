@@ -19,7 +19,9 @@ from frugalfm.verbs.convert import convert
 from frugalfm.verbs.embed import embed
 from frugalfm.verbs.evaluate import evaluate
 from frugalfm.verbs.outliers import outliers
+from frugalfm.verbs.predict import predict
 from frugalfm.verbs.pretrain import pretrain
+from frugalfm.verbs.quantize import quantize
 from frugalfm.verbs.score import score
 from frugalfm.verbs.tune import tune
 
@@ -95,11 +97,21 @@ def test_an_adapter_whose_checkpoint_moved_takes_base(tmp_path, fasta):
     models = Models(tmp_path)
     adapter, _ = models(method="lora")
     before = load_trunk(adapter)[0].state_dict()
+    with pytest.raises(InputError, match="inside the input"):  # the recorded checkpoint
+        embed(adapter, fasta, out=models.checkpoint / "e.parquet", device="cpu")
     moved = models.checkpoint.rename(tmp_path / "moved")
     with pytest.raises(InputError, match="--base"):
         embed(adapter, fasta, out=tmp_path / "e.parquet", device="cpu")
     embed(adapter, fasta, out=tmp_path / "e.parquet", base=moved, device="cpu")
     outliers(adapter, data=fasta, base=moved, device="cpu")
+    for verb in (embed, predict):
+        with pytest.raises(InputError, match="inside the input"):
+            verb(adapter, fasta, out=moved / "e.parquet", base=moved, device="cpu")
+    for verb in (outliers, quantize):
+        with pytest.raises(InputError, match="inside the input"):
+            verb(adapter, data=fasta, out=moved, base=moved, overwrite=True, device="cpu")
+        with pytest.raises(InputError, match="is a whole model"):
+            verb(moved, data=fasta, out=tmp_path / "o", base=moved, device="cpu")
     after = load_trunk(adapter, base=moved)[0].state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
 

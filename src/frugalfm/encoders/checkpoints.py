@@ -38,6 +38,7 @@ __all__ = [
     "load_encoder",
     "load_tokenizer",
     "read_kind",
+    "refuse_other_artifacts",
     "save_encoder",
 ]
 
@@ -53,7 +54,7 @@ def check_checkpoint(folder: Path) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(describe_missing(folder))
-    _refuse_other_artifacts(folder)
+    refuse_other_artifacts(folder)
     check_weights(folder)
 
 
@@ -109,7 +110,7 @@ def hint_at_hub(path: Path | str) -> str:
     )
 
 
-def _refuse_other_artifacts(folder: Path) -> None:
+def refuse_other_artifacts(folder: Path) -> None:
     """Refuse artifacts that are no masked-language checkpoint, by what they are."""
     kind = read_kind(folder)
     inputs = _read_json(folder / "manifest.json").get("inputs", {})

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalfm.encoders.checkpoints import load_tokenizer
+from frugalfm.encoders.checkpoints import load_encoder, load_tokenizer, refuse_other_artifacts
 from frugalfm.encoders.dnabert2.configuration import DnaBert2Config
 from frugalfm.encoders.layouts import translate_esmc, translate_rna_fm
 from frugalfm.encoders.weights import (
@@ -26,7 +26,7 @@ from frugalfm.encoders.weights import (
     read_weights,
     write_folder,
 )
-from frugalfm.errors import InputError
+from frugalfm.errors import InputError, warn
 from frugalfm.tokens.codec import Codec, PieceCodec
 from frugalfm.tokens.vocabulary import (
     BERT_SPECIALS,
@@ -34,7 +34,7 @@ from frugalfm.tokens.vocabulary import (
     prepare_dna_tokenizer,
 )
 
-__all__ = ["Layout", "recognise", "translate"]
+__all__ = ["Layout", "load_translated", "recognise", "translate"]
 
 Layout = Literal["dnabert2", "rna-fm", "esm-c", "native"]
 
@@ -53,12 +53,13 @@ def recognise(path: Path) -> Layout:
     Raises
     ------
     InputError
-        There is no such file or folder, or it is in none of the layouts.
+        There is no such file or folder, it is in none of the layouts, or another artifact.
     """
     if path.is_file():
         return _tell_file(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such checkpoint file or folder")
+    refuse_other_artifacts(path)
     if not (path / "config.json").is_file():
         pickles = find_pickles(path)
         if len(pickles) == 1:
@@ -102,6 +103,7 @@ def translate(
     InputError
         The checkpoint is not in this layout, or holds a pickle that may not be opened.
     """
+    refuse_other_artifacts(path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if layout == "native":
@@ -114,6 +116,50 @@ def translate(
     else:
         notes = translate_rna_fm(path, weights, arguments, folder)
     return {"architecture": layout, "tensors": len(weights), "notes": notes}
+
+
+# Few protein models know the rare U and O.
+_USUAL = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
+
+
+def load_translated(folder: Path, source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what :func:`translate` wrote, and see that its tokenizer can encode sequences.
+
+    Parameters
+    ----------
+    folder
+        What was written.
+    source
+        What it was made of, which messages name: the folder will be gone.
+
+    Raises
+    ------
+    InputError
+        It does not load, or no verb could use it.
+    """
+    try:
+        model, words = load_encoder(folder)
+    except InputError as error:
+        raise InputError(str(error).replace(str(folder), str(source))) from None
+    try:
+        codec = Codec.from_tokenizer(words)
+    except InputError as error:
+        what, _, _ = str(error).removeprefix(f"{words.name_or_path}: ").partition("; ")
+        raise InputError(
+            f"{source}: its tokenizer {what}, so that nothing here could use the model; name "
+            "another tokenizer for it with --tokenizer"
+        ) from None
+    lacking = [
+        letter
+        for letter in _USUAL[codec.alphabet]
+        if codec.per_residue and codec.table[ord(letter)] == words.unk_token_id
+    ]
+    if lacking:
+        warn(
+            f"{source}: its tokenizer has no token for {', '.join(lacking)}; they will be read as "
+            "unknown residues"
+        )
+    return model, words
 
 
 _OTHER_HEADS = {

@@ -19,6 +19,7 @@ from frugalfm.errors import InputError
 
 __all__ = ["find_pickles", "read_config", "read_weights", "shorten", "write_folder"]
 
+_SAVED = (b"\x80", b"PK\x03\x04")  # of torch.save: a pickle, or a zip archive with one in it
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 # What transformers' Trainer leaves beside the weights.
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
@@ -70,6 +71,12 @@ def find_pickles(folder: Path) -> list[Path]:
 def _read_pickle(
     file: Path, folder: Path, allow_pickle: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with file.open("rb") as start:
+        if not start.read(4).startswith(_SAVED):
+            raise InputError(
+                f"{file}: is no checkpoint, neither safetensors nor what torch.save writes; name "
+                "the file or the folder of one"
+            )
     if not allow_pickle:
         raise InputError(
             f"{file}: is a pickle, which can run code when opened; if you trust where it comes "

@@ -70,7 +70,8 @@ class Embedder:
         if self.pooling == "token" and not self.codec.per_residue:
             raise InputError(
                 "embeddings of residues (--pooling token, tasks with a structure) need a tokenizer "
-                "with one token a residue; use mean or cls"
+                "with one token a residue; of sequences, --pooling mean and cls work, and for a "
+                "label a residue `frugalfm tune` works"
             )
 
     @property

@@ -79,11 +79,12 @@ def split_batches(
         Too few sequences, or none with a masked position.
     """
     half = len(sequences) // 2
+    more = "more data" if len(sequences) < 2 * limit else "a larger --limit"
     if half < max(1, calibration_batches):
         raise InputError(
             f"{len(sequences)} sequences are too few: {calibration_batches} calibration batches "
             f"and as many sequences to evaluate on need {2 * max(1, calibration_batches)}; give "
-            "more data or fewer --calibration-batches"
+            f"{more} or fewer --calibration-batches"
         )
     order = np.random.default_rng(seed).permutation(len(sequences))
     store = TokenList(sequences)
@@ -98,7 +99,7 @@ def split_batches(
     evaluation = [make_batch(store, rows, codec, seed=seed, epoch=0) for rows in plan]
     evaluation = [batch for batch in evaluation if bool((batch.labels != IGNORED).any())]
     if not evaluation:
-        raise InputError("no position is masked in the sequences to evaluate on; give more data")
+        raise InputError(f"no position is masked in the sequences to evaluate on; give {more}")
     return Split(
         [make_batch(store, rows, codec, seed=seed, epoch=0) for rows in calibration],
         evaluation,

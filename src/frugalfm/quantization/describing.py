@@ -17,7 +17,7 @@ def summarise(found: Mapping[str, Any]) -> str:
     if measured == "task":
         metric, change = found["metric"], found["drop"]
         value, quantized = (_format(found[key]) for key in ("value", "quantized_value"))
-        drop = "n/a" if change is None else f"{-change:+.4f}"
+        drop = "n/a" if change is None else f"{-change:+z.4f}"
         what += f"test {metric} of {found['task']} {value} -> {quantized} ({drop}); "
     what += f"{found['sequences']:,} sequences, {found['items']:,} items"
     if found["agreement"] is not None:
@@ -32,8 +32,8 @@ def _summarise_loss(found: Mapping[str, Any]) -> str:
     spread = "" if error is None else f" ± {error:.4f}"
     return (
         f"masked loss {found['loss']:.4f} -> "
-        f"{found['quantized_loss']:.4f} nats ({found['increase']:+.4f}{spread}, "
-        f"{found['increase_percent']:+.2f} %) on {found['targets']:,} positions of "
+        f"{found['quantized_loss']:.4f} nats ({found['increase']:+z.4f}{spread}, "
+        f"{found['increase_percent']:+z.2f} %) on {found['targets']:,} positions of "
         f"{found['sequences']:,} sequences; same choice {found['agreement']:.1%}, "
         f"relative output error {found['output_error']:.4f}"
     )

@@ -261,8 +261,8 @@ def task_batches(
     rows = len(data.sequences)
     if rows < count:
         raise InputError(
-            f"{rows} rows are too few for {count} calibration batches; give more data or fewer "
-            "--calibration-batches"
+            f"{rows} rows are too few for {count} calibration batches; give more data (of "
+            "--data, perhaps a larger --limit) or fewer --calibration-batches"
         )
     fits = batch_tokens // int(data.lengths.max() + 2)
     size = min(rows // count, max(1, fits))

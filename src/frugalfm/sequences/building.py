@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from frugalfm.errors import FrugalError, InputError
+from frugalfm.errors import FrugalError, InputError, warn
 from frugalfm.progress import progress
 from frugalfm.sequences.alphabets import Alphabet
 from frugalfm.sequences.cutting import Cutter, Policies, Rows
@@ -75,6 +75,12 @@ def write_shards(
     InputError
         Bad input, or input that the policies refuse, or none that is left.
     """
+    if replaced := [source.path for source in sources if source.replaced]:
+        more = f" (and of {len(replaced) - 1} more)" if len(replaced) > 1 else ""
+        warn(
+            f"{replaced[0]}: the column 'length'{more} is not kept, since shards have the number "
+            "of residues under that name; rename it to keep it"
+        )
     scratch = work / _SCRATCH
     _clear(work)
     scratch.mkdir()

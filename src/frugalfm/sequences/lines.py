@@ -64,7 +64,7 @@ def _records(lines: list[int], found: dict[str, list[str]], columns: Columns) ->
     sequences = pa.array([text.encode() for text in found[columns.sequence]], pa.binary())
     ids = [""] * len(lines) if columns.id is None else found[columns.id]
     table = {"id": pa.array(ids, pa.string())}
-    table |= {name: pa.array(found[name], pa.string()) for name in columns.user}
+    table |= {columns.stored(name): pa.array(found[name], pa.string()) for name in columns.user}
     return Records(*layout(sequences), pa.RecordBatch.from_pydict(table), _locator(lines))
 
 

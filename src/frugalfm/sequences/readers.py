@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import lzma
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from xopen import xopen
 
+from frugalfm.artifacts import MANIFEST
 from frugalfm.errors import InputError
 from frugalfm.sequences import tables
 from frugalfm.sequences.alphabets import get_alphabet
 from frugalfm.sequences.cleaning import Cleaner
+from frugalfm.sequences.damage import explained
 from frugalfm.sequences.fasta import read_fasta, read_fastq
 from frugalfm.sequences.lines import line_names, read_lines
 from frugalfm.sequences.records import Records, as_strings, layout
@@ -42,7 +42,6 @@ _SUFFIXES = {
 }
 _FORMATS = {suffix: name for name, known in _SUFFIXES.items() for suffix in known.split()}
 _COMPRESSED = (".gz", ".bz2", ".xz")
-_OWN = ("id", "sequence", "length")  # written by us, so no user's column may be called so
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _NUCLEIC = {"dna", "rna"}
 
@@ -62,13 +61,17 @@ class Source:
     columns
         For tables: what their columns are.
     fields
-        The user's columns, which come with every record.
+        The user's columns, which come with every record; one that is called ``id`` or
+        ``sequence`` and is not that is ``id_2`` or ``sequence_2``.
+    replaced
+        Whether a table has a column ``length`` of its own, which is not kept.
     """
 
     path: Path
     format: str
     columns: tables.Columns | None = None
     fields: tuple[pa.Field, ...] = field(default=(pa.field("description", pa.string()),))
+    replaced: bool = False
 
     def read(self, tick: Tick | None = None) -> Iterator[Records]:
         """Read the records in order; one without an id is called ``FILE:NUMBER``.
@@ -84,7 +87,7 @@ class Source:
             The file is damaged or not of its format.
         """
         first = 0
-        with _explained(self.path):
+        with explained(self.path):
             for records in self._read(tick):
                 yield self._named(records, first)
                 first += len(records)
@@ -157,6 +160,7 @@ def open_sources(
     """
     path = Path(path)
     if path.is_dir():
+        _refuse_plain_folder(path, fixed=fixed)
         shards = open_shards(path)
         if shards.alphabet != alphabet and not (fixed and {shards.alphabet, alphabet} <= _NUCLEIC):
             remedy = f"use --alphabet {shards.alphabet}"
@@ -171,11 +175,27 @@ def open_sources(
         raise InputError(
             f"{path}: is not a regular file; it is read twice, so save it to one first"
         )
-    with _explained(path):
+    with explained(path):
         kind = _recognise(path)
     if kind in {"fasta", "fastq"}:
         return [Source(path, kind)]
     return [_open_table(path, kind, id_column, sequence_column, columns)]
+
+
+def _refuse_plain_folder(folder: Path, *, fixed: bool) -> None:
+    """Refuse a folder of sequence files, which is no artifact; where `fixed`, verbs take one."""
+    if (folder / MANIFEST).exists():
+        return
+    kinds = {file: _plain_name(file).suffix.lower() for file in sorted(folder.iterdir())}
+    # Parts of Parquet are what is left of shards.
+    found = [file for file, kind in kinds.items() if kind in _FORMATS.keys() - {".parquet", ".pq"}]
+    if found:
+        first = found[0]
+        names = first if fixed else folder / f"*{first.name.removeprefix(_plain_name(first).stem)}"
+        raise InputError(
+            f"{folder}: is a folder of files, and not of shards; name "
+            f"{'one of them' if fixed else 'the files'}, such as {names}"
+        )
 
 
 def column_names(path: Path) -> list[str]:
@@ -190,7 +210,7 @@ def column_names(path: Path) -> list[str]:
         return []
     if not path.exists():
         raise InputError(f"{path}: no such file")
-    with _explained(path):
+    with explained(path):
         kind = _recognise(path)
     return [] if kind in {"fasta", "fastq"} else [field.name for field in _read_fields(path, kind)]
 
@@ -306,19 +326,22 @@ def _open_table(
         raise InputError(f"{path}: column {sequence_column!r} holds {content}, not text; {remedy}")
     if id_column is None and "id" in names:
         id_column = "id"
-    # Lengths are counted anew, so a table may well have them; the other two would be ambiguous.
+    # Lengths are counted anew, so a table may well have them.
     user = [c for c in known if c.name not in {id_column, sequence_column, "length"}]
     if wanted is not None:
         user = [known[names.index(name)] for name in wanted]
-    for column in user:
-        if column.name in _OWN and wanted is None:
-            raise InputError(
-                f"{path}: column {column.name!r} is not the one that the options name; rename it"
-            )
-    columns = tables.Columns(
-        id_column, sequence_column, tuple(column.name for column in user), whole=wanted is None
+    whole = wanted is None
+    columns = tables.Columns(id_column, sequence_column, tuple(c.name for c in user), whole=whole)
+    fields = tuple(c.remove_metadata().with_name(columns.stored(c.name)) for c in user)
+    # A part of shards, read as a file of its own, has 32 bits.
+    theirs = whole and any(c.name == "length" and c.type != pa.int32() for c in known)
+    return Source(
+        path,
+        kind,
+        columns,
+        fields,
+        replaced=theirs and "length" not in {id_column, sequence_column},
     )
-    return Source(path, kind, columns, tuple(column.remove_metadata() for column in user))
 
 
 def _read_fields(path: Path, kind: str) -> list[pa.Field]:
@@ -326,7 +349,7 @@ def _read_fields(path: Path, kind: str) -> list[pa.Field]:
     if kind == "parquet":
         known = tables.parquet_fields(path)
     else:
-        with _explained(path):
+        with explained(path):
             lines = kind == "jsonl"
             names = line_names(path) if lines else tables.csv_names(path, _DELIMITERS[kind])
         known = [pa.field(name, pa.string()) for name in names]
@@ -366,13 +389,3 @@ class _Counted(io.FileIO):
         if self._tick is not None:
             self._tick(count)
         return count
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except EOFError:
-        raise InputError(f"{path}: ends too early; compress or copy it anew") from None
-    except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({error}); compress or copy it anew") from None

@@ -99,15 +99,7 @@ def find_splits(folder: Path, reading: Reading = _DEFAULT) -> dict[str, Path]:
         return files
     if folder.is_file() and folder.name.endswith(SUFFIXES):
         return {"train": _check_shares(folder, reading)}
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; a task is a folder with train, dev and test, or one table"
-        )
-    if any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
-        raise InputError(
-            f"{folder}: Hugging Face dataset folders are not read yet; "
-            "save each split with to_csv() as train.csv, dev.csv and test.csv"
-        )
+    _check_folder(folder)
     paths = {}
     for split, names in _SPLITS.items():
         found = [folder / (name + suffix) for name in names for suffix in SUFFIXES]
@@ -124,6 +116,21 @@ def find_splits(folder: Path, reading: Reading = _DEFAULT) -> dict[str, Path]:
             raise InputError(f"{folder}: holds {_tell_what(split, found)}")
         paths[split] = found[0]
     return paths
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        # Whatever there is called so is of none of the known suffixes.
+        what = "is no table or folder" if folder.exists() else "no such folder"
+        raise InputError(
+            f"{folder}: {what}; a task is a folder with train, dev and test, or one table "
+            f"({', '.join(SUFFIXES)})"
+        )
+    if any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        raise InputError(
+            f"{folder}: Hugging Face dataset folders are not read yet; "
+            "save each split with to_csv() as train.csv, dev.csv and test.csv"
+        )
 
 
 def _check_shares(table: Path, reading: Reading) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,13 @@ MOST_CLASSES = 50
 
 _BRACKETS = "([{<>}])"
 _UNKNOWN = 255
+# Not all that float() reads: 1_1 and digits of other scripts are names.
+_NUMBER = re.compile(
+    r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf(inity)?)", re.ASCII | re.IGNORECASE
+)
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))(\.0*)?", re.ASCII)
+_PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
+_MISSING = re.compile(r"[+-]?(nan|inf(inity)?)|n/?a|none|null", re.ASCII | re.IGNORECASE)
 
 
 def infer_kind(train: Split) -> tuple[Kind, str]:
@@ -33,7 +41,7 @@ def infer_kind(train: Split) -> tuple[Kind, str]:
     -------
     kind
         ``"regression"`` for fractional numbers, and for whole numbers with more than
-        :data:`MOST_CLASSES` distinct values.
+        :data:`MOST_CLASSES` distinct values, unless some are padded with zeros (007).
     reason
         Why, in words.
 
@@ -49,14 +57,17 @@ def infer_kind(train: Split) -> tuple[Kind, str]:
     if odd.any():
         if odd.mean() < 0.5:
             first = int(odd.argmax())
+            text = train.texts[first].as_py()
             raise InputError(
-                f"{train.where(first)}: label {train.texts[first].as_py()!r} is no number though "
-                "most are; correct it, or say --kind classification if labels are names"
+                f"{train.where(first)}: label {text!r} is no number though most are; "
+                f"{_advise(text)}"
             )
         return "classification", "labels are names"
-    distinct = np.unique(numbers)
-    if (distinct != np.round(distinct)).any():
+    if (numbers != np.round(numbers)).any():
         return "regression", "labels are fractional numbers"
+    distinct = pc.unique(_unify_whole_numbers([train])[0].texts).to_pylist()
+    if any(map(_PADDED.fullmatch, distinct)):
+        return "classification", "labels are numbers padded with zeros, and so names"
     if len(distinct) > MOST_CLASSES:
         return "regression", f"labels are {len(distinct)} distinct whole numbers"
     return "classification", f"labels are {len(distinct)} distinct whole numbers"
@@ -70,6 +81,10 @@ def code_labels(splits: list[Split], kind: Kind) -> tuple[list[Split], tuple[str
     ``. , : _ - ~`` is ``.``, so that pseudoknots count as pairs. Otherwise each character of a
     residue's label is its own class. Residues that a mask leaves out are :data:`IGNORED
     <frugalfm.tasks.kinds.IGNORED>`; their labels are not looked at.
+
+    Names of classes are taken as they are written, whatever number they may be. Only if all are
+    whole numbers are ``1`` and ``1.0``, which other programs make of it, the same class; it is
+    called what training calls it.
 
     Returns
     -------
@@ -92,7 +107,7 @@ def code_labels(splits: list[Split], kind: Kind) -> tuple[list[Split], tuple[str
         return _code_residues(splits)
     if kind == "multilabel":
         return _code_sets(splits)
-    return _code_names(splits)
+    return _code_names(splits, "affinity" if kind == "interaction" else "regression")
 
 
 def _code_numbers(split: Split, *, first: bool) -> Split:
@@ -100,20 +115,28 @@ def _code_numbers(split: Split, *, first: bool) -> Split:
     bad = ~np.isfinite(numbers)
     if bad.any():
         at = int(bad.argmax())
-        raise InputError(
-            f"{split.where(at)}: label {split.texts[at].as_py()!r} is no finite number; "
-            "correct it, or say --kind classification if labels are names"
-        )
+        text = split.texts[at].as_py()
+        raise InputError(f"{split.where(at)}: label {text!r} is no finite number; {_advise(text)}")
     if first and len(np.unique(numbers)) < 2:
         raise InputError(f"{split.path}: all labels are the same, so there is nothing to learn")
     return replace(split, targets=numbers)
 
 
-def _code_names(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
+def _advise(text: str) -> str:
+    """Say what to do about a label that is no number."""
+    if _MISSING.fullmatch(text):
+        return "take the row out"
+    return "correct it, or say --kind classification if labels are names"
+
+
+def _code_names(splits: list[Split], numeric: Kind) -> tuple[list[Split], tuple[str, ...]]:
+    """Code names; `numeric` is the kind that would take their numbers for quantities."""
     splits = _unify_whole_numbers(splits)
     names = pc.unique(splits[0].texts).to_pylist()
-    whole = not np.isnan(_as_numbers(pa.array(names))).any()
-    classes = tuple(sorted(names, key=float if whole else None))
+    numbers = _as_numbers(pa.array(names))
+    counted = not np.isnan(numbers).any()
+    by_number = sorted(zip(numbers.tolist(), names, strict=True))
+    classes = tuple(name for _, name in by_number) if counted else tuple(sorted(names))
     _check_count(splits[0], len(classes))
     values = pa.array(classes)
     coded = []
@@ -121,13 +144,26 @@ def _code_names(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
         codes = pc.index_in(split.texts, values)
         if codes.null_count:
             at = int(np.asarray(codes.is_null()).argmax())
+            text = split.texts[at].as_py()
+            other = f", or say --kind {numeric}" if counted and _NUMBER.fullmatch(text) else ""
             raise InputError(
-                f"{split.where(at)}: label {split.texts[at].as_py()!r} does not occur in "
-                f"{splits[0].path.name}, so no probe can learn it; take its rows out or add some "
-                "to training"
+                f"{split.where(at)}: label {text!r} {_tell_absence(split, splits[0])}{other}"
             )
         coded.append(replace(split, targets=np.asarray(codes).astype(np.int64)))
     return coded, classes
+
+
+def _tell_absence(split: Split, train: Split) -> str:
+    """Say why a label cannot be learnt, and what to do."""
+    if split.path == train.path:
+        return (
+            f"occurs in {train.path.name} only among the rows that are held out of training, so no "
+            "probe can learn it; add rows that have it, or give a folder with train, dev and test"
+        )
+    return (
+        f"does not occur in {train.path.name}, so no probe can learn it; take its rows out or add "
+        "some to training"
+    )
 
 
 def _code_sets(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
@@ -144,8 +180,7 @@ def _code_sets(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
         for at, names in enumerate(found):
             if unknown := sorted(names - set(classes)):
                 raise InputError(
-                    f"{split.where(at)}: label {unknown[0]!r} does not occur in "
-                    f"{splits[0].path.name}, so it cannot be learnt; take it out"
+                    f"{split.where(at)}: label {unknown[0]!r} {_tell_absence(split, splits[0])}"
                 )
         flags = [[int(name in names) for name in classes] for names in found]
         texts = pa.array([SEPARATOR.join(sorted(names)) for names in found], pa.string())
@@ -157,6 +192,9 @@ def _code_residues(splits: list[Split]) -> tuple[list[Split], tuple[str, ...]]:
     for split in splits:
         _check_lengths(split)
     known = [_read_mask(split) for split in splits]
+    for split, there in zip(splits, known, strict=True):
+        if not there.any():
+            raise InputError(f"{split.path}: the masks leave out every residue; correct them")
     found = np.unique(_letters(splits[0].texts)[known[0]])
     brackets = bool(np.isin(found, list(_BRACKETS.encode())).any())
     rewrite = np.arange(256, dtype=np.uint8)
@@ -200,7 +238,7 @@ def _refuse_unknown(split: Split, codes: np.ndarray, train: Split, *, brackets: 
     at = int(np.searchsorted(np.cumsum(split.lengths), unknown[0], side="right"))
     place = int(unknown[0] - split.lengths[:at].sum())
     letter = split.texts[at].as_py()[place]
-    why = f"does not occur in {train.path.name}, so no probe can learn it"
+    why = _tell_absence(split, train)
     if brackets and letter not in OPENING + CLOSING + UNPAIRED:
         why = "is no dot-bracket notation; correct it"
     raise InputError(f"{split.where(at)}: label {letter!r} of residue {place + 1} {why}")
@@ -232,22 +270,33 @@ def _letters(texts: pa.Array) -> np.ndarray:
 
 def _as_numbers(texts: pa.Array) -> np.ndarray:
     """Parse each text; NaN where it is no number."""
-
-    def parse(text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            return np.nan
-
-    return np.array([parse(text) for text in texts.to_pylist()], np.float64)
+    return np.array(
+        [float(text) if _NUMBER.fullmatch(text) else np.nan for text in texts.to_pylist()],
+        np.float64,
+    )
 
 
 def _unify_whole_numbers(splits: list[Split]) -> list[Split]:
-    """Spell whole numbers alike (1 and 1.0) if there are no other labels."""
-    numbers = [_as_numbers(split.texts) for split in splits]
-    if not all((np.isfinite(x) & (x == np.round(x))).all() for x in numbers):
-        return splits
+    """Spell whole numbers as training does (1 or 1.0), if there are no other labels.
+
+    By their text alone, so that numbers of any size stay apart, and not where one split has a
+    number with different fractions (1.0 and 1.00), which only names have.
+    """
+    names: dict[str, str] = {}
+    for split in splits:
+        fractions: dict[str, str] = {}
+        for text in sorted(pc.unique(split.texts).to_pylist(), key=len):
+            found = _WHOLE.fullmatch(text)
+            if found is None:
+                return splits
+            whole, fraction = found.groups()
+            if fraction is not None and fractions.setdefault(whole, fraction) != fraction:
+                return splits
+            names.setdefault(whole, text)
     return [
-        replace(split, texts=pa.array([str(int(value)) for value in x]))
-        for split, x in zip(splits, numbers, strict=True)
+        replace(
+            split,
+            texts=pa.array([names[text.partition(".")[0]] for text in split.texts.to_pylist()]),
+        )
+        for split in splits
     ]

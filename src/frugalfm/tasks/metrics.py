@@ -283,8 +283,12 @@ def _resample(
 def _from_cells(
     weights: np.ndarray, true: np.ndarray, predicted: np.ndarray, classes: int
 ) -> _Metrics:
-    """Metrics of weighted confusion counts, shape ``(resamples, cells)``."""
+    """Metrics of weighted confusion counts, shape ``(resamples, cells)``; NaN of none at all.
+
+    A resample has none if no residue of the sequences that were drawn has a label that counts.
+    """
     n = weights.sum(1)
+    drawn = n > 0
     of_true = weights @ np.eye(classes)[true]
     of_predicted = weights @ np.eye(classes)[predicted]
     right = true == predicted
@@ -296,7 +300,12 @@ def _from_cells(
     covariance = correct * n - (of_true * of_predicted).sum(1)
     spread = np.sqrt((n**2 - (of_true**2).sum(1)) * (n**2 - (of_predicted**2).sum(1)))
     mcc = np.divide(covariance, spread, out=np.zeros_like(n), where=spread > 0)
-    return {"accuracy": correct / n, "macro_f1": f1.sum(1) / present.sum(1), "mcc": mcc}
+    nothing = np.full_like(n, np.nan)
+    return {
+        "accuracy": np.divide(correct, n, out=nothing.copy(), where=drawn),
+        "macro_f1": np.divide(f1.sum(1), present.sum(1), out=nothing, where=drawn),
+        "mcc": np.where(drawn, mcc, np.nan),
+    }
 
 
 def _rank_apart(true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from frugalfm.errors import InputError
 from frugalfm.sequences.alphabets import get_alphabet
 from frugalfm.sequences.cleaning import Cleaner
+from frugalfm.sequences.damage import explained
 from frugalfm.sequences.lines import line_names
 from frugalfm.sequences.readers import open_sources
 from frugalfm.sequences.records import Records, as_strings, layout
@@ -135,12 +135,10 @@ def read_header(path: Path) -> list[str]:
     """
     if path.suffix == ".parquet":
         return [field.name for field in parquet_fields(path)]
-    try:
+    with explained(path):
         if ".jsonl" in path.suffixes:
             return line_names(path)
         return csv_names(path, "\t" if ".tsv" in path.suffixes else ",")
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); compress or copy it anew") from None
 
 
 def read_split(path: Path, alphabet: str, columns: Layout, kind: str | None = None) -> Split:

@@ -78,7 +78,7 @@ class Codec:
         expected = [specials[0], *(letters[c] for c in probe), specials[1]]
         joined = any(len(token) > 1 and set(token) <= letters.keys() for token in vocabulary)
         small = len(vocabulary) <= 256 and len(residues) >= 4 and not joined
-        if None in specials or not small or tokenizer(probe)["input_ids"] != expected:
+        if None in specials or not small or _encode(tokenizer, probe) != expected:
             return PieceCodec.from_pieces(tokenizer, letters, specials)
         table = np.full(256, tokenizer.unk_token_id, dtype=np.uint8)
         for letter, index in letters.items():
@@ -209,12 +209,14 @@ class PieceCodec(Codec):
         start, end, pad, mask, unknown = specials
         alphabet = _tell_alphabet(letters)
         probe = get_alphabet(alphabet).canonical.decode()
-        found = tokenizer(probe)["input_ids"] if None not in specials else []
+        found = _encode(tokenizer, probe) if None not in specials else []
         fits = [*found[:1], *found[-1:]] == [start, end] and unknown not in found
         if not (tokenizer.is_fast and fits):
             raise InputError(
                 f"{tokenizer.name_or_path or 'tokenizer'}: has neither one token a residue "
-                f"between <cls> and <eos>, nor pieces that spell all of {probe}"
+                f"between <cls> and <eos>, nor pieces that spell all of {probe}; `frugalfm "
+                "import-checkpoint` makes one that wants blanks between residues read them as "
+                "they are"
             )
         vocabulary = tokenizer.get_vocab()
         pieces = sorted(set(vocabulary.values()) - set(tokenizer.all_special_ids))
@@ -273,6 +275,15 @@ class PieceCodec(Codec):
                 "tokenizer (it has no ambiguity codes, such as N); "
                 "`frugalfm build --ambiguous drop` leaves such sequences out"
             )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode a text; to nothing where the tokenizer cannot."""
+    try:
+        found: list[int] = tokenizer(text)["input_ids"]
+    except Exception:  # noqa: BLE001 - tokenizers raises nothing more special, for want of [UNK]
+        return []
+    return found
 
 
 def _tell_alphabet(letters: dict[str, int]) -> str:

@@ -171,9 +171,11 @@ def prepare_data(
 def check_fits(shards: Shards, codec: Codec) -> None:
     """Refuse shards of another alphabet, or with sequences longer than the model takes."""
     if shards.alphabet != codec.alphabet:
+        remedy = f"choose a model of {shards.alphabet}"
+        if "protein" not in {shards.alphabet, codec.alphabet}:
+            remedy = f"build with --alphabet {codec.alphabet}, or {remedy}"
         raise InputError(
-            f"{shards.folder}: holds {shards.alphabet}, the model reads {codec.alphabet}; "
-            f"build with --alphabet {codec.alphabet}, or choose another model"
+            f"{shards.folder}: holds {shards.alphabet}, the model reads {codec.alphabet}; {remedy}"
         )
     if shards.max_length > codec.max_residues:
         raise InputError(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from frugalfm.artifacts import fingerprint
 from frugalfm.errors import InputError
 from frugalfm.progress import progress
 from frugalfm.sequences.alphabets import get_alphabet
@@ -24,7 +25,7 @@ from frugalfm.tokens.inputs import Encoded
 from frugalfm.training.labelled import piece_sizes
 from frugalfm.training.predicting import TaskHead
 
-__all__ = ["Survey", "TooLong", "stream_records", "survey_records"]
+__all__ = ["Survey", "TooLong", "identify_records", "stream_records", "survey_records"]
 
 TooLong = Literal["error", "crop"]
 _NO_LIMIT = 2**31 - 1
@@ -46,6 +47,23 @@ class Survey:
     residues: int
     tokens: int
     cropped: int
+
+
+def identify_records(path: Path, sequence_column: str | None = None) -> dict[str, str]:
+    """Give all of an input that decides what is made of it, to be recorded there.
+
+    Raises
+    ------
+    InputError
+        No such input, an empty one, or one of unknown format.
+    """
+    found = {"sequences": fingerprint(path)}
+    if sequence_column is not None:
+        found["sequence_column"] = sequence_column
+    columns = column_names(path)
+    if columns and "id" not in columns:
+        found["named_after"] = path.name  # its records are FILE:ROW
+    return found
 
 
 def survey_records(

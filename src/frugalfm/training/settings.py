@@ -8,7 +8,7 @@ from typing import Any
 
 from frugalfm.encoders.devices import Precision
 from frugalfm.encoders.heads import Pooling
-from frugalfm.errors import InputError, require_positive
+from frugalfm.errors import InputError, require_not_negative, require_positive
 from frugalfm.tasks.folder import Task
 from frugalfm.tasks.kinds import PAIRS, is_map
 from frugalfm.tokens.codec import Codec
@@ -122,8 +122,7 @@ class TuningOptions:
 
     def __post_init__(self) -> None:
         require_positive(seed=self.seed, **{name: getattr(self, name) for name in self._positive})
-        if self.weight_decay < 0:
-            raise InputError(f"--weight-decay must be at least 0, not {self.weight_decay}")
+        require_not_negative(weight_decay=self.weight_decay)
         if self.max_tokens is not None and self.max_tokens < 3:
             raise InputError(f"--max-tokens must be at least 3, not {self.max_tokens}")
         if self.method == "full" and (self.merge or self.rank is not None or self.targets):

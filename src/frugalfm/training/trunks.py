@@ -18,9 +18,10 @@ from frugalfm.encoders.checkpoints import (
     read_kind,
 )
 from frugalfm.encoders.heads import load_head
+from frugalfm.errors import InputError
 from frugalfm.training.pairs import PairModel
 
-__all__ = ["check_trunk", "load_any", "load_trunk"]
+__all__ = ["check_trunk", "find_base", "load_any", "load_trunk"]
 
 
 def check_trunk(folder: Path) -> None:
@@ -37,6 +38,22 @@ def check_trunk(folder: Path) -> None:
         check_weights(folder)
     else:
         check_checkpoint(folder)
+
+
+def find_base(folder: Path, base: Path | None) -> Path | None:
+    """Tell which checkpoint an adapter adapts, as given or as recorded; None of a whole model.
+
+    Raises
+    ------
+    InputError
+        One is given, and there is no adapter to put on it.
+    """
+    if read_kind(folder) == "tuned" and (folder / "adapter_config.json").is_file():
+        recorded = read_manifest(folder, "tuned")["inputs"]["checkpoint"]["path"]
+        return base or Path(recorded)
+    if base is not None:
+        raise InputError(f"--base {base}: {folder} is a whole model, not an adapter; leave it out")
+    return None
 
 
 def load_trunk(

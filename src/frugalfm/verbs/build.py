@@ -41,8 +41,8 @@ def build(
     Parameters
     ----------
     inputs
-        FASTA, FASTQ, CSV, TSV, JSON lines or Parquet files, plain or compressed (gz, bz2, xz), or
-        folders of shards; rows keep their order.
+        FASTA, FASTQ, CSV, TSV, JSON lines or Parquet files, plain or compressed (gz, bz2, xz;
+        FASTA and FASTQ also zst), or folders of shards; rows keep their order.
     alphabet
         What the sequences are made of.
     out
@@ -94,7 +94,7 @@ def build(
     opened = [open_sources(path, alphabet, id_column, sequence_column) for path in inputs]
     sources = [source for group in opened for source in group]
     merge_fields(sources)
-    config = {
+    config: dict[str, Any] = {
         "alphabet": alphabet,
         "max_length": max_length,
         "too_long": too_long,
@@ -107,6 +107,9 @@ def build(
         "id_column": id_column,
         "sequence_column": sequence_column,
     }
+    nameless = [s.path.name for s in sources if s.columns is not None and s.columns.id is None]
+    if nameless:
+        config["named_after"] = nameless  # their rows are FILE:ROW
     named = {f"input_{number}": Path(path) for number, path in enumerate(inputs)}
     if any(source.format == "fastq" for source in sources):
         print("note: the base qualities of FASTQ files are not kept")

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from frugalfm.errors import InputError, require_positive
+from frugalfm.errors import InputError, require_not_negative, require_positive
 from frugalfm.verbs import with_paths
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def convert(
         raise InputError(
             "--warmup must be in [0, 1), --validation-fraction in (0, 1) and --anneal in (0, 1]"
         )
-    if flatten < 0:
-        raise InputError(f"--flatten must be at least 0, not {flatten}")
+    require_not_negative(weight_decay=weight_decay, flatten=flatten)
 
     from frugalfm.encoders import open_model, save_encoder
     from frugalfm.encoders.checkpoints import check_checkpoint
@@ -301,7 +300,7 @@ def _tabulate(summary: dict[str, Any]) -> str:
             add(label, values, form)
     for name in measures["before"]["increase"]:
         values = [found.get("increase", {}).get(name) for found in measures.values()]
-        add(f"loss added, {name}", values, "+.4f")
+        add(f"loss added, {name}", values, "+z.4f")
     return "\n".join(lines)
 
 

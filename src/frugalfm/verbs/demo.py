@@ -52,8 +52,7 @@ def demo(
         Replace artifacts that were made with other options.
     """
     require_positive(steps=steps, seed=seed)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out.resolve().mkdir(parents=True, exist_ok=True)
     chain = _Chain(out, steps, budget, seed, overwrite)
     started = time.perf_counter()
     stages = chain.stages()

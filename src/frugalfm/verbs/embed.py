@@ -43,7 +43,7 @@ def embed(
     sequences
         FASTA, FASTQ, CSV, TSV, JSON lines or Parquet file, or a folder of shards.
     out
-        The Parquet file to write.
+        The Parquet file to write, named .parquet.
     pooling
         Mean of the residues, the first special token (cls), or every residue on its own (token:
         a list of embeddings for each sequence).
@@ -67,24 +67,27 @@ def embed(
     """
     import frugalfm
     from frugalfm.artifacts import fingerprint
+    from frugalfm.destinations import find_place
     from frugalfm.probing.embed import Embedder
     from frugalfm.probing.store import write_embeddings
     from frugalfm.progress import progress
     from frugalfm.tokens.codec import Codec
     from frugalfm.tokens.inputs import stream_encoded
+    from frugalfm.training.prediction_input import identify_records
+    from frugalfm.training.trunks import find_base
 
+    _check_name(out)
     if batch_tokens < 1:
         raise InputError(f"--batch-tokens {batch_tokens}: must be at least 1")
     precision = _check(checkpoint, precision, device)
+    place = find_place(out, [checkpoint, sequences, find_base(checkpoint, base)])
     metadata = {
         "frugalfm": frugalfm.__version__,
         "checkpoint": fingerprint(checkpoint),
-        "sequences": fingerprint(sequences),
+        **identify_records(sequences, sequence_column),
         "pooling": pooling,
         "precision": precision,
     }
-    if sequence_column is not None:
-        metadata["sequence_column"] = sequence_column
     if _is_done(out, metadata, overwrite=overwrite):
         print(f"{out}: already there, made by the same call")
         return out
@@ -96,16 +99,23 @@ def embed(
     if not residues:
         raise InputError(f"{sequences}: holds no sequences")
     embedder = Embedder(model, codec, pooling, batch_tokens, precision)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     with progress(total=residues, desc="embed", unit="residue", unit_scale=True) as bar:
         pieces = stream_encoded(sequences, codec, sequence_column)
-        count = write_embeddings(out, pieces, embedder, metadata, bar.update)
+        count = write_embeddings(place, pieces, embedder, metadata, bar.update)
     what = "residue" if pooling == "token" else "sequence"
     print(
         f"{out}: {embedder.width} numbers for each {what} ({pooling}, {precision}), "
         f"{count:,} sequences, {residues:,} residues"
     )
     return out
+
+
+def _check_name(out: Path) -> None:
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; --out names the Parquet file to write")
+    if out.suffix != ".parquet":
+        raise InputError(f"{out}: would hold Parquet whatever its name; name it .parquet")
 
 
 def _check(
@@ -143,15 +153,13 @@ def _is_done(out: Path, metadata: dict[str, str], *, overwrite: bool) -> bool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; --out names the Parquet file to write")
     if not out.exists():
         return False
     try:
         found = pq.read_schema(out).metadata or {}
     except (OSError, pa.ArrowException):
         found = {}
-    if all(found.get(key.encode()) == value.encode() for key, value in metadata.items()):
+    if found == {key.encode(): value.encode() for key, value in metadata.items()}:
         return True
     if not overwrite:
         raise InputError(

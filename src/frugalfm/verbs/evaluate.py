@@ -100,7 +100,8 @@ def evaluate(
         For a suite: where tuned heads start, as for ``frugalfm tune``; the probe by default.
         Published scores are of random starts, from which adapters may lose more.
     kind
-        What is predicted. Inferred: fractional numbers, or more than 50 distinct whole ones, are
+        What is predicted. Inferred: fractional numbers, or more than 50 distinct whole ones (none
+        padded as 007 is), are
         regression (of pairs: affinity); other labels are classes (of pairs: interaction); a
         column structure is a label for each residue; coordinates are contacts. To be asked for:
         multilabel (labels apart by ;), distance, and base-pair (from structure).

@@ -45,9 +45,9 @@ def import_checkpoint(
         Replace a different artifact at --out.
     """
     from frugalfm.artifacts import open_stage
-    from frugalfm.encoders import load_encoder, save_encoder
+    from frugalfm.encoders import save_encoder
     from frugalfm.encoders.checkpoints import hint_at_hub
-    from frugalfm.encoders.foreign import recognise, translate
+    from frugalfm.encoders.foreign import load_translated, recognise, translate
 
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint file or folder{hint_at_hub(path)}")
@@ -65,7 +65,7 @@ def import_checkpoint(
             return out
         native = stage.scratch / "native"
         summary = translate(path, layout, native, tokenizer=tokenizer, allow_pickle=allow_pickle)
-        model, words = load_encoder(native)
+        model, words = load_translated(native, path)
         summary["parameters"] = sum(p.numel() for p in model.parameters())
         save_encoder(model, words, stage.work, _write_card(path, summary))
         stage.commit(summary)

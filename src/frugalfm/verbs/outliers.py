@@ -70,12 +70,14 @@ def outliers(
         A checkpoint, data or option that cannot be used.
     """
     from frugalfm.artifacts import open_stage
+    from frugalfm.destinations import find_place
     from frugalfm.encoders.devices import choose_device
-    from frugalfm.training.trunks import check_trunk
+    from frugalfm.training.trunks import check_trunk, find_base
 
     if limit < 1 or batch_tokens < 1:
         raise InputError("--limit and --batch-tokens are to be at least 1")
     check_trunk(checkpoint)
+    adapted = find_base(checkpoint, base)
     where = choose_device(device)
     config: dict[str, Any] = {"limit": limit, "seed": seed}
     if sequence_column is not None:
@@ -83,6 +85,7 @@ def outliers(
     if out is None:
         _show(_measure(checkpoint, base, data, config, batch_tokens, str(where)))
         return None
+    find_place(out, [adapted])
     inputs = {"checkpoint": checkpoint, "data": data}
     stage = open_stage(out, "outliers", config, inputs, overwrite=overwrite)
     with stage:

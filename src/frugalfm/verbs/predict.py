@@ -83,6 +83,7 @@ def predict(
 
     import frugalfm
     from frugalfm.artifacts import fingerprint
+    from frugalfm.destinations import find_place
     from frugalfm.encoders.devices import choose_device
     from frugalfm.training.prediction_file import (
         check_name,
@@ -91,9 +92,10 @@ def predict(
         make_file,
         open_parts,
     )
-    from frugalfm.training.prediction_input import survey_records
+    from frugalfm.training.prediction_input import identify_records, survey_records
     from frugalfm.training.prediction_run import PredictionRun, window_size
     from frugalfm.training.prediction_table import PredictionTable
+    from frugalfm.training.trunks import find_base
 
     check_name(out)
     require_positive(batch_tokens=batch_tokens)
@@ -103,22 +105,19 @@ def predict(
         raise InputError(f"{out}: these predictions hold lists; only .parquet does, too")
     if too_long == "crop" and head.by_residue:
         raise InputError("--too-long crop would leave residues without a label; use error")
-    for path in (checkpoint, sequences):
-        if path.resolve() in {out.resolve(), *out.resolve().parents}:
-            raise InputError(f"{out}: is or lies inside the input {path}; choose another --out")
+    written = find_place(out, [checkpoint, sequences, find_base(checkpoint, base)])
+    out = written if out.is_symlink() else out
     place = choose_device(_check_device(checkpoint, device))
     settings = {
         "frugalfm": frugalfm.__version__,
         "checkpoint": fingerprint(checkpoint),
-        "sequences": fingerprint(sequences),
+        **identify_records(sequences, sequence_column),
         "kind": head.kind,
         "probabilities": str(probabilities),
         "too_long": too_long,
         "batch_tokens": str(batch_tokens),
         "precision": precision or own_precision,
     }
-    if sequence_column is not None:
-        settings["sequence_column"] = sequence_column
     if is_made(out, settings, overwrite=overwrite):
         clear_leftovers(out)
         print(f"{out}: already there, made by the same call")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from frugalfm.errors import InputError, require_positive
+from frugalfm.errors import InputError, require_not_negative, require_positive
 from frugalfm.verbs import with_paths
 
 __all__ = ["pretrain"]
@@ -115,8 +115,7 @@ def pretrain(
     )
     if not 0 <= warmup < 1 or not 0 < validation_fraction < 1:
         raise InputError("--warmup must be in [0, 1) and --validation-fraction in (0, 1)")
-    if flatten < 0:
-        raise InputError(f"--flatten must be at least 0, not {flatten}")
+    require_not_negative(weight_decay=weight_decay, flatten=flatten)
     if compiled and flatten:
         raise InputError("--compiled layers cannot be watched by --flatten; give one of them")
     if pack is not None and pack > batch_tokens:

@@ -167,12 +167,14 @@ def quantize(
     from frugalfm.deployment.describing import describe_deployed
     from frugalfm.deployment.support import check_options, choose_method, fit_options
     from frugalfm.deployment.tracing import trace
+    from frugalfm.destinations import find_place
     from frugalfm.encoders.devices import choose_device
     from frugalfm.quantization.describing import summarise
     from frugalfm.quantization.methods import METHODS
     from frugalfm.quantization.plan import QuantizationPlan
     from frugalfm.quantization.running import list_own_splits, read_own_task
     from frugalfm.quantization.subjects import check_subject, load_subject, read_tuning
+    from frugalfm.training.trunks import find_base
 
     options: dict[str, Any] = {
         "weights": weights,
@@ -205,6 +207,7 @@ def quantize(
     if deploy:
         check_options(plan.method, plan.settings, plan.sites)
     tuned = check_subject(checkpoint) is not None
+    find_place(out, [find_base(checkpoint, base)])
     _check_inputs(tuned, data, task, sequence_column)
     where = choose_device(device)
     tuning = read_tuning(checkpoint)

@@ -88,7 +88,8 @@ def tune(
     merge
         Add the adapter to the weights and write a whole model instead of an adapter.
     kind
-        What is predicted. Inferred: fractional numbers, or more than 50 distinct whole ones, are
+        What is predicted. Inferred: fractional numbers, or more than 50 distinct whole ones (none
+        padded as 007 is), are
         regression; other labels are classes; a column structure is a label for each residue,
         unless base-pair is asked for; coordinates are contacts, unless distance is.
         Several labels a sequence, separated by ``;``, are to be asked for: multilabel.
