@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -213,14 +214,19 @@ def _write(
     counts = np.zeros(1 + max(stratum.number for stratum in strata.all), np.int64)
     tenths = np.zeros(len(deciles.all), np.int64)
     last = -1
-    with pq.ParquetWriter(path, _SELECTION, use_dictionary=False) as writer:
+    with (
+        pq.ParquetWriter(path, _SELECTION, use_dictionary=False) as writer,
+        ThreadPoolExecutor(1) as behind,  # one batch is written while the next is described
+    ):
+        written: Future[None] | None = None
         for batch in drawn.batches():
             columns = {name: batch[name].to_numpy() for name in batch.schema.names if name != "id"}
             stratum = strata.number(columns)
-            writer.write_table(
-                pa.table([batch["id"], batch["row"], batch["influence"],
-                          pa.array(stratum, pa.int32())], schema=_SELECTION)
-            )  # fmt: skip
+            table = pa.table([batch["id"], batch["row"], batch["influence"],
+                              pa.array(stratum, pa.int32())], schema=_SELECTION)  # fmt: skip
+            if written is not None:
+                written.result()
+            written = behind.submit(writer.write_table, table)
             chosen.add(columns)
             count_upper(chosen.influences, columns["influence"])
             np.add.at(counts, stratum, 1)
@@ -228,6 +234,8 @@ def _write(
             if not (np.diff(columns["row"], prepend=last) > 0).all():
                 raise AssertionError("chose a sequence twice")
             last = columns["row"][-1] if len(batch) else last
+        if written is not None:
+            written.result()
     chosen.influences = in_order(chosen.influences)
     # The checks of the pool and the arithmetic of the plan promise this; a coreset must keep it.
     if chosen.size != budget:

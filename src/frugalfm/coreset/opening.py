@@ -139,9 +139,9 @@ def open_pool(
     ----------
     score_files
         Parquet parts, in any order. Those of `score` have consecutive rows; that they do is taken
-        from the footers and the first block of each row group, which saves a tenth of the work (a
-        wrong row would not go unnoticed: its id is compared with that of the shards). Of other
-        files every row is read; if they are not in ascending order, a sorted copy is made first.
+        from the footers and the first block of each file, which saves a tenth of the work (a wrong
+        row would not go unnoticed: its id is compared with that of the shards). Of other files
+        every row is read; if they are not in ascending order, a sorted copy is made first.
     keep
         Column to hold in memory, if it fits.
     within
@@ -189,7 +189,7 @@ def parse_memory(limit: str) -> int:
 
 
 def _first_row(pool: Pool) -> int | None:
-    """Return the first row if rows are consecutive, by the footers and each group's first block."""
+    """Return the first row if rows are consecutive, by the footers and each file's first block."""
     first = first_if_consecutive(pool.groups)
     if first is None:
         return None
@@ -198,7 +198,9 @@ def _first_row(pool: Pool) -> int | None:
         block = next(blocks)
         return np.array_equal(block["row"] - (first + block.start), np.arange(block.size))
 
-    return first if all(pool.map(look, ["row"], desc="open")) else None
+    paths = [group.path for group in pool.groups]
+    begins = [number for number, path in enumerate(paths) if path not in paths[:number][-1:]]
+    return first if all(pool.map(look, ["row"], desc="open", among=begins)) else None
 
 
 def _survey(
