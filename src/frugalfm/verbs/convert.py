@@ -279,8 +279,9 @@ _ROWS = (
     ("masked loss", "loss", ".4f"),
     ("attention to the null", "null", ".4f"),
     ("average kurtosis", "avg_kurtosis", ".3f"),
-    ("... above Gaussian", "avg_kurtosis_excess", ".3f"),
+    ("excess kurtosis", "avg_kurtosis_excess", ".3f"),
     ("max inf-norm, FFN", "max_inf_norm", ".3f"),
+    ("excess inf-norm, FFN", "max_inf_norm_excess", ".3f"),
     ("max inf-norm, LayerNorm", "max_inf_norm_layer_norm", ".3f"),
 )
 
