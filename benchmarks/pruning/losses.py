@@ -135,12 +135,11 @@ def _seeds_of(arm: Arm, seeds: Sequence[int]) -> Sequence[int]:
 
 def _describe_held_out(folder: Path) -> tuple[pa.Array, np.ndarray]:
     """Which held-out sequences are not in the pool, and their losses by the pool's frequencies."""
-    from transformers import AutoTokenizer
-
+    from frugalfm.encoders.checkpoints import load_tokenizer
     from frugalfm.sequences.shards import open_shards
     from frugalfm.tokens.codec import Codec
 
-    codec = Codec.from_tokenizer(AutoTokenizer.from_pretrained(folder / "model"))
+    codec = Codec.from_tokenizer(load_tokenizer(folder / "model"))
     pool, held_out = (
         pa.Table.from_batches(open_shards(folder / name).batches())["sequence"]
         for name in ("pool", "validation")

@@ -198,8 +198,8 @@ def _first_row(pool: Pool) -> int | None:
         block = next(blocks)
         return np.array_equal(block["row"] - (first + block.start), np.arange(block.size))
 
-    paths = [group.path for group in pool.groups]
-    begins = [number for number, path in enumerate(paths) if path not in paths[:number][-1:]]
+    groups = pool.groups
+    begins = [n for n in range(len(groups)) if not n or groups[n].path != groups[n - 1].path]
     return first if all(pool.map(look, ["row"], desc="open", among=begins)) else None
 
 

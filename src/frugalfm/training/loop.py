@@ -31,7 +31,6 @@ from frugalfm.training.team import ALONE, Team
 
 __all__ = [
     "Recipe",
-    "check_finite",
     "clip_gradient",
     "masked_loss",
     "mean_finite",
@@ -192,7 +191,7 @@ def train(
                 step=step + 1, epoch=epoch, loss=value, factor=factor, residues=batch.residues
             )
         if (step + 1) % recipe.validate_every == 0 or last:
-            found = check_finite(validate(model, data, recipe, device, team), step + 1)
+            found = _check_finite(validate(model, data, recipe, device, team), step + 1)
             log.write(step=step + 1, validation_loss=found)
         if saves and not last and team.leads:
             save_state(state, step + 1, model, optimizers)
@@ -288,10 +287,10 @@ def mean_finite(losses: Sequence[Tensor], step: int, team: Team = ALONE) -> floa
         It is not finite.
     """
     found = torch.stack(list(losses)).mean()
-    return check_finite(team.add(float(found), device=found.device)[0], step)
+    return _check_finite(team.add(float(found), device=found.device)[0], step)
 
 
-def check_finite(loss: float, step: int) -> float:
+def _check_finite(loss: float, step: int) -> float:
     """Return the loss if it is finite.
 
     Raises

@@ -101,10 +101,9 @@ def evaluate(
         Published scores are of random starts, from which adapters may lose more.
     kind
         What is predicted. Inferred: fractional numbers, or more than 50 distinct whole ones (none
-        padded as 007 is), are
-        regression (of pairs: affinity); other labels are classes (of pairs: interaction); a
-        column structure is a label for each residue; coordinates are contacts. To be asked for:
-        multilabel (labels apart by ;), distance, and base-pair (from structure).
+        padded as 007 is), are regression (of pairs: affinity); other labels are classes (of pairs:
+        interaction); a column structure is a label for each residue; coordinates are contacts. To
+        be asked for: multilabel (labels apart by ;), distance, and base-pair (from structure).
     pooling
         Mean of the residues, or the first special token (cls); not for labels of residues or
         pairs of them. Auto is the mean, but where a suite tunes an architecture whose own head

@@ -89,10 +89,9 @@ def tune(
         Add the adapter to the weights and write a whole model instead of an adapter.
     kind
         What is predicted. Inferred: fractional numbers, or more than 50 distinct whole ones (none
-        padded as 007 is), are
-        regression; other labels are classes; a column structure is a label for each residue,
-        unless base-pair is asked for; coordinates are contacts, unless distance is.
-        Several labels a sequence, separated by ``;``, are to be asked for: multilabel.
+        padded as 007 is), are regression; other labels are classes; a column structure is a label
+        for each residue, unless base-pair is asked for; coordinates are contacts, unless distance
+        is. Several labels a sequence, separated by ``;``, are to be asked for: multilabel.
     preset
         Settings published for a task, such as ``gue/tf``; ``auto`` goes by the names of DNA
         tasks' folders, ``none`` uses the defaults. Options given explicitly come first.
